@@ -18,7 +18,7 @@ from kinemae.data_tools.stream.evaluation_clips import EvaluationItem, Evaluatio
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.loader import TrainingClips, read_items
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, join, on_device
-from kinemae.finetune.probe.store import StoreShape, StoreWriter, slice_statistics, statistics
+from kinemae.finetune.probe.store import StoreShape, StoreWriter, slice_statistics
 from kinemae.pretrain.exported_model import EncoderDescription
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.runtime.processes import Processes
@@ -128,14 +128,9 @@ class LayerEncoder:
             tokens = self._tokens(clip_BCTHW)
             if self.kind == "tokens":
                 return {layer: tokens_BND.float() for layer, tokens_BND in tokens.items()}
-            if self.kind == "slices":
-                slices = self.description.grid.t
-                return {layer: slice_statistics(x_BND.float(), slices) for layer, x_BND in tokens.items()}
-            found = {}
-            for layer, tokens_BND in tokens.items():
-                variance_BD, mean_BD = torch.var_mean(tokens_BND.float(), dim=1, unbiased=False)
-                found[layer] = statistics(mean_BD, variance_BD)
-            return found
+            slices = self.description.grid.t if self.kind == "slices" else 1
+            found = {layer: slice_statistics(x_BND.float(), slices) for layer, x_BND in tokens.items()}
+            return found if self.kind == "slices" else {layer: x_B1X[:, 0] for layer, x_B1X in found.items()}
 
     def _tokens(self, clip_BCTHW: Tensor) -> dict[int, Tensor]:
         """Tokens after each block with the final norm, without registers."""
