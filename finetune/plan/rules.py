@@ -5,17 +5,24 @@ rule that applies is taken, in the order of `RULES`. Later topics see the settin
 """
 
 import math
-import re
 from collections.abc import Callable
 
 from kinemae.finetune.plan.facts import Facts
-from kinemae.pretrain.advise.rule_table import Advice, Rule, Settings, always, apply_table, as_fixed, said
+from kinemae.pretrain.advise.rule_table import (
+    Advice,
+    Rule,
+    Settings,
+    always,
+    apply_table,
+    as_fixed,
+    said,
+    sided_classes,
+)
 
 VIDEOMAE = "VideoMAE, arXiv 2203.12602, and its scripts"
 OVERFITS = "VideoMAE#129: 120 clips and 3,000 clips overfit at once"
 MEASURED = "docs/results.md, the demo"
 FEW, SEVERAL, MANY = 300, 3_000, 20_000
-_SIDES = re.compile(r"(?<![a-z])(left|right|clockwise|anticlockwise|counterclockwise)(?![a-z])")
 _CHECKED_STEPS = 600
 
 
@@ -87,8 +94,7 @@ def _views(facts: Facts, given: Settings) -> Settings:
 
 def directed_classes(facts: Facts) -> list[str]:
     """Classes whose names have a side or a sense of rotation, which a flip would change."""
-    names = () if facts.classes is None else facts.classes.names
-    return [name for name in names if _SIDES.search(name.lower().replace("_", " "))]
+    return [] if facts.classes is None else sided_classes(facts.classes.names)
 
 
 RULES: tuple[Rule[Facts], ...] = (

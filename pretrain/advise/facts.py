@@ -1,7 +1,6 @@
 """Facts about a data set on which the advice depends: index columns, and measurements of decoded videos."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,13 +11,7 @@ from kinemae.pretrain.advise.clip_statistics import ClipStatistics
 from kinemae.pretrain.advise.floors import Floors
 from kinemae.pretrain.advise.overview import Overview
 
-_SIDES = re.compile(r"(?<![a-z])(left|right|clockwise|anticlockwise|counterclockwise)(?![a-z])")
 PERCENTILES = (5, 50, 95)
-
-
-def sided_classes(names: Sequence[str]) -> list[str]:
-    """Classes whose names have a side or a sense of rotation, which a flip would change."""
-    return [name for name in names if _SIDES.search(name.lower().replace("_", " "))]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

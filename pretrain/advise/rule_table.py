@@ -1,5 +1,6 @@
 """Tables of rules that propose config keys, each with its reason and its source."""
 
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from kinemae.data_tools.overrides import as_yaml_override
 
 WIDTH = 100
+_SIDES = re.compile(r"(?<![a-z])(left|right|clockwise|anticlockwise|counterclockwise)(?![a-z])")
 Facts = TypeVar("Facts")
 Settings = dict[str, Any]
 """Values by config key."""
@@ -78,6 +80,11 @@ def said(text: str) -> Callable[[Any, Settings], str]:
 def always(facts: Any, given: Settings) -> bool:
     """Apply to every data set."""
     return True
+
+
+def sided_classes(names: Sequence[str]) -> list[str]:
+    """Classes whose names have a side or a sense of rotation, which a flip would change."""
+    return [name for name in names if _SIDES.search(name.lower().replace("_", " "))]
 
 
 def fixed_values(

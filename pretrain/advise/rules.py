@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kinemae.pretrain.advise.facts import Facts, sided_classes
-from kinemae.pretrain.advise.rule_table import Rule, Settings, always, as_fixed, said
+from kinemae.pretrain.advise.facts import Facts
+from kinemae.pretrain.advise.rule_table import Rule, Settings, always, as_fixed, said, sided_classes
 
 RESULTS = "docs/results.md"
 DEMO = f"{RESULTS}, the demo"
