@@ -22,7 +22,7 @@ from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.motion_energy import motion_weights
 from kinemae.pretrain.model.sigreg import Total
 from kinemae.pretrain.model.sizes import EncoderShape
-from kinemae.pretrain.model.tokens import Patch, gather_tokens
+from kinemae.pretrain.model.tokens import Patch, gather_tokens, normalize, patchify
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -247,9 +247,10 @@ class EncoderTarget(DecoderTarget):
         """Features of the target tokens, target_BMD in float32.
 
         Args:
+            clip_BCTHW: the clip that the teacher sees, standardized if it was trained so.
             mean, std: normalization of the teacher's pixels.
         """
-        x_BND = teacher.embed(teacher.patches(clip_BCTHW, mean=mean, std=std), None)
+        x_BND = teacher.embed(normalize(patchify(clip_BCTHW, teacher.shape.patch), mean, std), None)
         depth = teacher.shape.depth
         chosen = range(depth - self.last_layers, depth) if self.last_layers > 1 else ()
         x_BND, layers = teacher.encode_layers(x_BND, None, chosen)

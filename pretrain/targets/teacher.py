@@ -78,8 +78,9 @@ class TeacherTarget(EncoderTarget):
         teacher.to(inputs.clip_BCTHW.device)  # moves at the first call
         sides = zip((teacher.grid.t, teacher.grid.h, teacher.grid.w), teacher.shape.patch, strict=True)
         frames, height, width = (tokens * side for tokens, side in sides)
-        clip_BCTHW = resampled(inputs.clip_BCTHW, frames, height, width)
         mean, std = self.description.mean, self.description.std
+        # To the teacher's mean and deviation: the model may have others.
+        clip_BCTHW = teacher.standardized(resampled(inputs.clip_BCTHW, frames, height, width), mean, std)
         return self.features(teacher, clip_BCTHW, inputs.target_BM, mean=mean, std=std)
 
     def unsaved_bytes(self) -> int:

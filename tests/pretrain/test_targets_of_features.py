@@ -15,7 +15,15 @@ from kinemae.data_tools.components import Component, build_component
 from kinemae.pretrain.cost import parameter_counts
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.flops import count_flops
-from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid, gather_tokens, normalize, patchify
+from kinemae.pretrain.model.tokens import (
+    MEAN,
+    STD,
+    TokenGrid,
+    gather_tokens,
+    normalize,
+    patchify,
+    standardize,
+)
 from kinemae.pretrain.noise.none import NoNoise
 from kinemae.pretrain.targets.base import Prediction, Target
 from kinemae.pretrain.targets.features import FeatureTarget
@@ -250,6 +258,16 @@ def test_a_teacher_of_another_grid_is_refused_with_both(tmp_path: Path) -> None:
     grids = r"the 2x2x2 tokens of this model, got one with 2x3x3 tokens"
     with pytest.raises(ValueError, match=rf"target\.args\.encoder.* {grids}"):
         build_model(TeacherTarget(encoder=str(tmp_path)))
+
+
+def test_the_moving_average_sees_the_clip_that_the_encoder_sees() -> None:
+    model = build_model(FeatureTarget(), standardize=True).eval()
+    clip_BCTHW = standardize(random_clip() // 2 + 5)
+    inputs = target_inputs(clip_BCTHW)
+    with torch.no_grad():
+        x_BND = model.encoder(normalize(patchify(clip_BCTHW, PATCH), MEAN, STD), None)
+    expected_BMD = F.layer_norm(gather_tokens(x_BND, inputs.target_BM), x_BND.shape[2:])
+    torch.testing.assert_close(model.target.compute_target(inputs), expected_BMD, rtol=0, atol=1e-6)
 
 
 def test_a_teacher_of_standardized_clips_is_refused_by_a_model_without(tmp_path: Path) -> None:
