@@ -21,8 +21,8 @@ KEYS = (
     *("clip.frames", "clip.sampling", "clip.stride", "clip.fps", "clip.size", "model.patch_size"),
     *("model.patch_frames", "model.size", "model.decoder", "model.decoder_width", "model.decoder_depth"),
     *("model.decoder_heads", "model.predict_ratio", "model.standardize", "masking", "target"),
-    *("augment.jitter.brightness", "augment.jitter.contrast", "augment.min_scale", "augment.max_scale"),
-    *("augment.flip", "batch.global_clips", "batch.clips_per_device", "data.views_per_video"),
+    *("augment.min_scale", "augment.max_scale", "augment.flip"),
+    *("batch.global_clips", "batch.clips_per_device", "data.views_per_video"),
     *("optim.lr", "optim.warmup_fraction", "steps"),
 )
 """Every key that a rule can set."""
@@ -301,14 +301,8 @@ RULES: tuple[Rule[Facts], ...] = (
     Rule(
         topic="brightness",
         when=_of_size("tiny"),
-        sets=as_fixed(
-            {
-                "model.standardize": True,
-                "augment.jitter.brightness": 0.4,
-                "augment.jitter.contrast": 0.4,
-            }
-        ),
-        why=said("equal mean and deviation in each clip, and random brightness and contrast"),
+        sets=as_fixed({"model.standardize": True}),
+        why=said("equal mean and deviation in each clip; this would undo a jitter of brightness or contrast"),
         source=f"{FIRST}: the best trial",
     ),
     Rule(
