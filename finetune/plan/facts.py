@@ -66,6 +66,7 @@ class Facts:
         has_weights: true for a pretrained encoder.
         output: see `Task.output`.
         chunks: parts of a clip, each with the frames of `description`.
+        keeps_tokens: whether the encoder neither prunes nor merges tokens.
     """
 
     videos: int
@@ -82,6 +83,7 @@ class Facts:
     has_weights: bool
     output: str = "clip"
     chunks: int = 1
+    keeps_tokens: bool = True
 
     @property
     def labelled(self) -> int:

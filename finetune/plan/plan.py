@@ -117,6 +117,7 @@ def make_plan(config: FinetuneConfig, overrides: Sequence[str]) -> Plan:
         has_weights=not config.from_scratch,
         output=task.output,
         chunks=config.clip.chunks,
+        keeps_tokens=config.pruning.name == "none" and config.merge.per_block == 0,
     )
     fixed = fixed_values(config, overrides, KEYS, _EXCLUDING)
     advice = apply_rules(facts, fixed)

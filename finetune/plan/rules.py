@@ -92,6 +92,17 @@ def _views(facts: Facts, given: Settings) -> Settings:
     }
 
 
+def _parts(facts: Facts) -> int:
+    """Number of equal parts of a clip's time, at most 4."""
+    return math.gcd(4, facts.description.grid.t * facts.chunks)
+
+
+def _is_whole_video(facts: Facts, given: Settings) -> bool:
+    """Whether a clip spans the whole video, whatever its length, and has parts for a head to tell apart."""
+    has_parts = facts.keeps_tokens and _parts(facts) > 1
+    return facts.has_weights and facts.output == "clip" and facts.clip_frames == 0 and has_parts
+
+
 def directed_classes(facts: Facts) -> list[str]:
     """Classes whose names have a side or a sense of rotation, which a flip would change."""
     return [] if facts.classes is None else sided_classes(facts.classes.names)
@@ -128,6 +139,18 @@ RULES: tuple[Rule[Facts], ...] = (
         sets=as_fixed({"adapt.method": "full"}),
         why=lambda facts, given: f"{facts.labelled:,} labelled videos suffice for all weights",
         source=f"{VIDEOMAE}: HMDB51 has 3,570 training videos",
+    ),
+    Rule(
+        topic="head",
+        when=_is_whole_video,
+        sets=lambda facts, given: {
+            "head": {
+                "name": "linear",
+                "args": {"pool": "slices", "slices": _parts(facts), "norm": "standardize"},
+            }
+        },
+        why=said("a clip spans the whole video: means of its parts, standardized, keep the order of events"),
+        source="docs/results.md, learning per compute: 60 % frozen against 53 and 43 %",
     ),
     Rule(
         topic="head",

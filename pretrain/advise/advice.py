@@ -20,7 +20,7 @@ from kinemae.pretrain.advise.rule_table import Settings, apply_table, fixed_valu
 from kinemae.pretrain.advise.rules import CLIP_RULES, EXCLUDING, FEWEST_STEPS, KEYS, RULES, SIZES
 from kinemae.pretrain.advise.warnings import Case, warnings_of
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.cost import training_flops
+from kinemae.pretrain.cost import step_flops
 
 MEASURED_CLIPS = 64
 
@@ -146,7 +146,7 @@ def _budget(
     settings = settings_of(reasons)
     micro = micro_batch(request.config(settings), facts)
     config = request.config({**settings, "batch.clips_per_device": micro})
-    clip_flops = training_flops(config)
+    clip_flops = step_flops(config) // config.batch.global_clips
     speed = request.speed(config, clip_flops)
     budget, length = plan_budget(config, facts, speed, clip_flops, fixed.get("steps"))
     why = "all clips of a step at once" if facts.memory_gb is None else "the most that fit into the memory"
@@ -160,11 +160,8 @@ def _budget(
 
 
 def _reduced(facts: Facts, config: PretrainConfig, budget: Budget, fixed: Settings) -> Facts | None:
-    """Ask for a smaller encoder, then for a smaller batch, if the hours allow too few steps; None if not."""
-    if facts.hours is None or budget.steps >= FEWEST_STEPS or "steps" in fixed:
+    """Ask for a smaller encoder if the hours allow too few steps; None if not."""
+    if facts.hours is None or budget.steps >= FEWEST_STEPS or not {"steps", "model.size"}.isdisjoint(fixed):
         return None
     size = config.model.size
-    if size != SIZES[0]:
-        return None if "model.size" in fixed else replace(facts, smaller=SIZES[SIZES.index(size) - 1])
-    is_last = facts.needs_steps or "batch.global_clips" in fixed
-    return None if is_last else replace(facts, needs_steps=True)
+    return None if size == SIZES[0] else replace(facts, smaller=SIZES[SIZES.index(size) - 1])

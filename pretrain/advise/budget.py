@@ -35,7 +35,7 @@ class Budget:
         steps: of the run.
         epochs: how often each video is seen, once for all of its views.
         hours: expected time.
-        clip_flops, flops: training FLOPs of a clip and of the run.
+        clip_flops, flops: training FLOPs of a clip, with its part of an update, and of the run.
         unused_hours: hours that the user gave and the run does not need.
     """
 

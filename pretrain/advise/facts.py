@@ -30,7 +30,6 @@ class Facts:
         overview: of a sample of videos, over their whole length.
         clip: of clips as the model gets them; None if they are not measured yet, or none can be read.
         smaller: a size of the encoder below the one for this number of videos, if the hours demand it.
-        needs_steps: whether the hours allow too few steps of the usual batch.
         floors: scores of the labels without learning; None without labels.
     """
 
@@ -49,7 +48,6 @@ class Facts:
     clip: ClipStatistics | None = None
     floors: Floors | None = None
     smaller: str | None = None
-    needs_steps: bool = False
 
     @property
     def videos(self) -> int:

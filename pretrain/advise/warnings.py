@@ -188,8 +188,8 @@ WARNINGS = (
         name="few_steps",
         applies=lambda case: case.given["steps"] < FEWEST_STEPS,
         text=lambda case: (
-            f"{case.given['steps']:,} steps are few: the demo's probe rose up to {FEWEST_STEPS:,} steps "
-            "(docs/results.md, conditions for learning motion), which take "
+            f"{case.given['steps']:,} steps are few: the shortest runs in docs/results.md, learning per "
+            f"compute, have {FEWEST_STEPS:,}, which take "
             f"{case.budget.hours_of(FEWEST_STEPS):.2g} hours; fix: more --hours, or a smaller clip.size"
         ),
     ),

@@ -25,6 +25,7 @@ from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.none import NoNoise
 from kinemae.pretrain.targets.base import Target
+from tests.benchmarks.learning.random_weights import draw_encoder
 from tests.pretrain.test_flops import clips
 
 GRID = TokenGrid(2, 6, 6)
@@ -202,3 +203,17 @@ def test_a_config_that_cannot_be_run_exits_with_2(tmp_path: Path, capsys: pytest
     (tmp_path / "tiny.yaml").write_text(TINY)
     assert run_program(PROGRAM, ["cost", str(tmp_path / "tiny.yaml"), "masking.name=tubes"]) == 2
     assert "did you mean 'tube'?" in capsys.readouterr().err
+
+
+def test_a_frozen_teacher_is_counted_without_loading_its_weights(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A copy into parameters of the meta device would warn once for each of them."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    config = load_config(PretrainConfig, tmp_path / "tiny.yaml", [])
+    draw_encoder(config, tmp_path / "teacher")
+    taught = load_config(
+        PretrainConfig, tmp_path / "tiny.yaml", ["target=teacher", f"target.args.encoder={tmp_path}/teacher"]
+    )
+    assert training_flops(taught) > training_flops(config)
+    assert not [str(warning.message) for warning in recwarn]

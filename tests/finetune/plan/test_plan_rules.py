@@ -47,6 +47,7 @@ def make_facts(videos=10_000, **changes):
 
 SIDED = ClassCounts(names=("Turn_Left", "leftovers"), videos=(50, 50))
 RARE = ClassCounts(names=("a", "b"), videos=(9_500, 500))
+SLICES = {"name": "linear", "args": {"pool": "slices", "slices": 4, "norm": "standardize"}}
 CASES = {
     "random weights": (make_facts(100, has_weights=False), {"adapt.method": "full"}),
     "few": (
@@ -75,6 +76,15 @@ CASES = {
     "sides": (make_facts(100, classes=SIDED), {"augment.flip": False}),
     "short": (make_facts(frames=40.0), {"clip.stride": 2, "evaluate.temporal_clips": 1}),
     "very short": (make_facts(frames=10.0), {"clip.sampling": "uniform"}),
+    "whole videos": (make_facts(100, description=describe(sampling="uniform")), {"head": SLICES}),
+    "whole videos, merged tokens": (
+        make_facts(1500, description=describe(sampling="uniform"), keeps_tokens=False),
+        {"head": {"name": "linear", "args": {"norm": "standardize"}}},
+    ),
+    "whole videos with one slice": (
+        make_facts(1500, description=describe(frames=2, sampling="uniform")),
+        {"head": {"name": "linear", "args": {"norm": "standardize"}}},
+    ),
     "long": (make_facts(frames=3000.0), {"evaluate.temporal_clips": 5, "evaluate.spatial_crops": 3}),
     "square": (make_facts(aspect=1.0), {"evaluate.spatial_crops": 1}),
     "imbalanced": (make_facts(classes=RARE), {"task.args.class_weights": "effective"}),

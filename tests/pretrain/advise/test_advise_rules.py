@@ -13,7 +13,7 @@ from kinemae.pretrain.advise.facts import Facts
 from kinemae.pretrain.advise.floors import Floors
 from kinemae.pretrain.advise.overview import Overview
 from kinemae.pretrain.advise.rule_table import apply_table, settings_of
-from kinemae.pretrain.advise.rules import CLIP_RULES, EXCLUDING, KEYS, RULES
+from kinemae.pretrain.advise.rules import CLIP_RULES, EXCLUDING, KEYS, PIXELS_AND_MOTION, RULES
 from kinemae.pretrain.advise.warnings import WARNINGS, Case, warnings_of
 from kinemae.pretrain.builders import build_components
 from kinemae.pretrain.config import PretrainConfig
@@ -57,7 +57,9 @@ CASES = {
             "model.size": "tiny",
             "model.decoder": "self",
             "model.standardize": True,
-            "batch.global_clips": 32,
+            "batch.global_clips": 16,
+            "optim.optimizer": "muon",
+            "target": {"name": "weighted", "args": {"parts": PIXELS_AND_MOTION}},
         },
     ),
     "demo": (
@@ -67,7 +69,7 @@ CASES = {
             "clip.size": 32,
             "masking": {"name": "uniform", "args": {"ratio": 0.5}},
             "augment.flip": False,
-            "augment.min_scale": 0.8,
+            "augment.min_scale": 0.6,
             "data.views_per_video": 1,
         },
     ),
@@ -94,7 +96,6 @@ CASES = {
     "huge": (make_facts(2_000_000, **GPU), {"model.size": "large"}),
     "too few hours": (make_facts(hours=1.0, smaller="small", **GPU), {"model.size": "small"}),
     "a GPU and short videos": (make_facts(frames=20, **GPU), {"clip.frames": 8, "clip.stride": 2}),
-    "very few hours": (make_facts(hours=0.1, needs_steps=True), {"batch.global_clips": 8}),
     "very few": (make_facts(10), {"batch.global_clips": 4}),
 }
 
