@@ -307,6 +307,9 @@ class FinetuneConfig(RunConfig):
         require(self.encoder != "", "encoder", "name a folder, or be null for from scratch", self.encoder)
         require(self.epochs > 0, "epochs", "be above 0", self.epochs)
         require(0 <= self.drop_path < 1, "drop_path", "lie in [0, 1)", self.drop_path)
+        is_full = self.optim.optimizer == "adamw" or not self.adapt.has_adapters
+        why = f"be adamw with adapt.method={self.adapt.method}: Muon is for whole matrices"
+        require(is_full, "optim.optimizer", why, self.optim.optimizer)
 
 
 def resolve_layer_decay(config: FinetuneConfig) -> FinetuneConfig:

@@ -281,6 +281,7 @@ def training(prepared: PreparedRun) -> Trainer:
             optim.weight_decay,
             layer_scale(config.optim.layer_decay, depth, head=optim.head_lr_scale),
             starts_at(model.encoder, config.adapt.unfreeze_at),
+            muon_scale=optim.muon_scale,
         ),
         clips=clips,
         plan=prepared.plan,

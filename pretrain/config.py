@@ -1,14 +1,14 @@
 """The config of a pretraining run: `kinemae pretrain CONFIG [a.b=c]`."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.stream.loader import ClipConfig
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.representation_monitor import MonitorConfig
-from kinemae.pretrain.runtime.settings import OptimConfig, RunConfig, StreamConfig
+from kinemae.pretrain.runtime.settings import RunConfig, StreamConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,29 +53,6 @@ class PicturesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainOptim(OptimConfig):
-    """The optimizer settings of pretraining.
-
-    Attributes:
-        optimizer: "adamw", or "muon" for Muon on the matrices of encoder and decoder blocks and AdamW on
-            other weights; see `runtime/muon.py`.
-        muon_lr_scale: factor on the learning rate of Muon; at 1 its updates have the size of AdamW's.
-    """
-
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    muon_lr_scale: float = 10.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.muon_lr_scale > 0, "optim.muon_lr_scale", "be above 0", self.muon_lr_scale)
-
-    @property
-    def muon_scale(self) -> float | None:
-        """The factor of Muon; None for AdamW."""
-        return self.muon_lr_scale if self.optimizer == "muon" else None
-
-
-@dataclass(frozen=True, kw_only=True)
 class PretrainConfig(RunConfig):
     """The config of a run. A config file overrides these defaults, and the command line overrides the file.
 
@@ -94,7 +71,6 @@ class PretrainConfig(RunConfig):
     data: DataConfig = field(default_factory=DataConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    optim: PretrainOptim = field(default_factory=PretrainOptim)
     # Without arguments: an override of the name alone would keep default arguments.
     masking: Component = field(default_factory=lambda: Component(name="tube"))
     masks_per_clip: int = 1
@@ -112,8 +88,5 @@ class PretrainConfig(RunConfig):
                 "data.mixture={FOLDER: weight, ...} for several folders"
             )
         require(self.steps >= 1, "steps", "be at least 1", self.steps)
-        is_whole = self.optim.optimizer == "adamw" or self.engine.zero_stage == 0
-        why = "be 0 with optim.optimizer=muon, which needs whole matrices"
-        require(is_whole, "engine.zero_stage", why, self.engine.zero_stage)
         require(self.masks_per_clip >= 1, "masks_per_clip", "be at least 1", self.masks_per_clip)
         require(self.init_from != "", "init_from", "name a folder, or be null", self.init_from)

@@ -21,12 +21,13 @@ from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import NO_LABEL, open_index
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.builders import build_components, build_model, token_selection
-from kinemae.pretrain.config import PretrainConfig, PretrainOptim
+from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.cost_tracer import ATTENTION, OTHER, PRODUCT, Operation, Trace, trace_step
 from kinemae.pretrain.model.flops import Flops, count_flops
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.runtime.muon import muon_flops, stacked_matrices
+from kinemae.pretrain.runtime.settings import OptimConfig
 from kinemae.pretrain.token_selection import TokenSelection
 
 UPDATE_FLOPS = 16
@@ -131,7 +132,7 @@ def _clip_flops(build: Callable[[], MaskedAutoencoder], clip: ClipBatch) -> Flop
         return count_flops(build(), clip)
 
 
-def _iteration_flops(model: MaskedAutoencoder, optim: PretrainOptim) -> int:
+def _iteration_flops(model: MaskedAutoencoder, optim: OptimConfig) -> int:
     """FLOPs of Muon's iterations in an update."""
     if optim.optimizer != "muon":
         return 0

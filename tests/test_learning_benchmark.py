@@ -203,6 +203,7 @@ def test_random_weights_and_transformers_are_probed_and_stand_in_the_table(tmp_p
         assert row.scores["frozen, slices"].keys() == {0, 1}
     assert "| transformers | 2 | 3 | 1.0 | 1.0 | 1.00 |" in table.markdown()
     assert estimate_s(runs[-1].units[0], finished(tmp_path)) == 60.0
+    assert "method minus random" in Table.of(tmp_path, floors, runs, "random").markdown()
     json.dumps(table.as_json())
 
 

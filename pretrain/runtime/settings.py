@@ -71,9 +71,12 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedules, which are functions of the step.
+    """The optimizer and its schedules, which are functions of the step.
 
     Attributes:
+        optimizer: "adamw", or "muon" for Muon on the matrices of encoder and decoder blocks and AdamW on
+            other weights; see `muon.py`.
+        muon_lr_scale: factor on the learning rate of Muon; at 1 its updates have the size of AdamW's.
         lr: the peak learning rate; it is not scaled by the batch.
         final_lr: the value to which the learning rate falls.
         schedule: after the linear warm-up. "cosine": half a cosine from `lr` to `final_lr`. "constant": `lr`,
@@ -88,6 +91,8 @@ class OptimConfig:
         clip_norm: gradient clipping: largest norm of the gradient; 0 for no clipping.
     """
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_lr_scale: float = 10.0
     lr: float = 3e-4
     final_lr: float = 1e-6
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -118,6 +123,12 @@ class OptimConfig:
         good_betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         require(good_betas, "optim.betas", "be two numbers in [0, 1)", self.betas)
         require(self.clip_norm >= 0, "optim.clip_norm", "be 0 (off) or more", self.clip_norm)
+        require(self.muon_lr_scale > 0, "optim.muon_lr_scale", "be above 0", self.muon_lr_scale)
+
+    @property
+    def muon_scale(self) -> float | None:
+        """The factor of Muon; None for AdamW."""
+        return self.muon_lr_scale if self.optimizer == "muon" else None
 
     def _check_cooldown(self) -> None:
         fraction = self.cooldown_fraction
@@ -312,3 +323,6 @@ class RunConfig:
         is_saved = self.keep_every_steps >= 0 and self.keep_every_steps % self.save_every_steps == 0
         multiple = f"be 0 (none) or a multiple of save_every_steps={self.save_every_steps}"
         require(is_saved, "keep_every_steps", multiple, self.keep_every_steps)
+        is_whole = self.optim.optimizer == "adamw" or self.engine.zero_stage == 0
+        why = "be 0 with optim.optimizer=muon, which needs whole matrices"
+        require(is_whole, "engine.zero_stage", why, self.engine.zero_stage)

@@ -48,6 +48,11 @@ def test_an_invalid_value_is_rejected_with_its_key(override, message):
         load(override)
 
 
+def test_muon_is_refused_for_adapters():
+    with pytest.raises(ValueError, match=r"optim.optimizer must be adamw with adapt.method=lora: .*, got 'muon'"):
+        load("optim.optimizer=muon", "adapt.method=lora")
+
+
 @pytest.mark.parametrize(
     ("epochs", "views", "samples", "steps"),
     [(2, 1, 30, 8), (2, 2, 30, 15), (0.1, 1, 240, 3), (0.1, 1, 241, 4), (0.001, 1, 8, 1)],

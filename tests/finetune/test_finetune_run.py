@@ -132,9 +132,10 @@ def test_a_frozen_encoder_is_unchanged_and_the_head_is_trained(common, encoder, 
     assert bias_Y.abs().min() > 0
 
 
-def test_fine_tuning_changes_the_encoder_and_can_start_from_a_model(common, encoder, tmp_path):
+@pytest.mark.parametrize("setting", ["engine.zero_stage=1", "optim.optimizer=muon"])
+def test_fine_tuning_changes_the_encoder_and_can_start_from_a_model(common, encoder, tmp_path, setting):
     run_dir = tmp_path / "whole"
-    attentive = ["head.name=attentive", "engine.zero_stage=1"]
+    attentive = ["head.name=attentive", setting]
 
     start("train", *common, f"encoder={encoder}", *attentive, f"run_dir={run_dir}")
 

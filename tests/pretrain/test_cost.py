@@ -16,7 +16,7 @@ from kinemae.data_tools.config import load_config
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.__main__ import PROGRAM
-from kinemae.pretrain.config import PretrainConfig, PretrainOptim
+from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.cost import measure_cost, step_flops, training_flops
 from kinemae.pretrain.model import cost_tracer
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
@@ -24,6 +24,7 @@ from kinemae.pretrain.model.cost_tracer import ATTENTION, PRODUCT, Trace, trace_
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.none import NoNoise
+from kinemae.pretrain.runtime.settings import OptimConfig
 from kinemae.pretrain.targets.base import Target
 from tests.benchmarks.learning.random_weights import draw_encoder
 from tests.pretrain.test_flops import clips
@@ -147,7 +148,7 @@ def test_the_iterations_of_muon_count_as_part_of_the_update(tmp_path: Path) -> N
     assert muon["flops"]["update"] - adamw["flops"]["update"] == 4 * square + 2 * rectangle
     config = load_config(PretrainConfig, tmp_path / "tiny.yaml", ["model.width=36", "optim.optimizer=muon"])
     of_clips = config.batch.global_clips * training_flops(config)
-    assert step_flops(config) > of_clips == step_flops(replace(config, optim=PretrainOptim()))
+    assert step_flops(config) > of_clips == step_flops(replace(config, optim=OptimConfig()))
 
 
 def cost_of(folder: Path, *overrides: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@
         --flops 7e12,2e13,6e13 --seeds 0,1,2 --folds 'F04 M02 F05,M01 F01 F06,...' --jobs 2
     python -m tests.benchmarks.learning VIDEOS WORK ... --list    # what is done, and CPU minutes of the rest
     python -m tests.benchmarks.learning VIDEOS WORK ... --table   # the table of what is done
+    python -m tests.benchmarks.learning VIDEOS WORK ... --table --against muon_motion   # differences to it
 
 VIDEOS holds a folder per class; the group of a clip is its file name up to the first _. methods.yaml has the
 methods. Each one pretrains an encoder on all clips without their labels, once per budget and seed. Each fold
@@ -30,6 +31,7 @@ from tests.benchmarks.learning.plot import draw
 from tests.benchmarks.learning.report import Table
 from tests.benchmarks.learning.settings import (
     METHODS,
+    PEER,
     Board,
     fold_name,
     open_tree,
@@ -54,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--attentive", default="", help="methods with attentive probes too")
     found.add_argument("--finetune", default="", help="methods with fine-tuning too, random for scratch")
     found.add_argument("--more-flops", help="budgets of these two; default: the largest")
+    found.add_argument("--against", default=PEER, help="one of --methods, for the table of differences")
     found.add_argument("--config", type=Path, default=METHODS, help="another methods.yaml")
     found.add_argument("--jobs", type=int, default=1, help="units at a time, one core each")
     found.add_argument("--list", action="store_true", help="print the units and the CPU minutes of the rest")
@@ -93,6 +96,10 @@ def read_wanted(options: argparse.Namespace, known: Sequence[str]) -> Wanted:
         other = sorted(set(names[option]) - set(names["methods"]))
         if other:
             raise ValueError(f"--{option}: expected some of --methods, got {other[0]}; fix: add it there")
+    if options.against not in (PEER, *names["methods"]):
+        raise ValueError(
+            f"--against: expected one of --methods, got {options.against}; fix: add it there, or correct it"
+        )
     if not set(more) <= set(budgets):
         raise ValueError(f"--more-flops: expected some of --flops={options.flops}, got {more}; fix: add them")
     seeds = parse_numbers(options.seeds, int, "--seeds")
@@ -141,9 +148,9 @@ def print_list(work: Path, floors: Unit, runs: Sequence[Run]) -> None:
     sys.stdout.write(f"{rest_s / 60:7.1f} CPU minutes remain\n")
 
 
-def write_table(work: Path, floors: Unit, runs: Sequence[Run]) -> None:
+def write_table(work: Path, floors: Unit, runs: Sequence[Run], against: str) -> None:
     """Write table.md, table.json and a plot of each measure of what is done; print the table."""
-    table = Table.of(work, floors, runs)
+    table = Table.of(work, floors, runs, against)
     text = table.markdown()
     atomic_write_text(work / "table.md", text)
     content: dict[str, Any] = table.as_json()
@@ -165,7 +172,7 @@ def main() -> int:
         return 0
     if not options.table:
         failures = run_all(Runner(board.work), floors, runs, options.jobs)
-    write_table(board.work, floors, runs)
+    write_table(board.work, floors, runs, options.against)
     return 1 if failures else 0
 
 

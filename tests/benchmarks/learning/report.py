@@ -1,4 +1,4 @@
-"""Tables of the scoreboard: means over folds and seeds, and paired differences to transformers' row."""
+"""Tables of the scoreboard: means over folds and seeds, and paired differences to one method."""
 
 import statistics
 from collections.abc import Sequence
@@ -63,13 +63,15 @@ class Table:
 
     Attributes:
         floors: top-1 of each fold in per cent, by floor.
+        against: the method to which the others are compared.
     """
 
     floors: dict[str, list[float]]
     rows: list[Row]
+    against: str = PEER
 
     @staticmethod
-    def of(work: Path, floors: Unit, runs: Sequence[Run]) -> "Table":
+    def of(work: Path, floors: Unit, runs: Sequence[Run], against: str = PEER) -> "Table":
         """Collect what is done."""
         found = floors.result(work)
         rows: dict[tuple[float, str], Row] = {}
@@ -91,16 +93,16 @@ class Table:
                 if len(folds) == len(floors.config["folds"]):
                     row.scores.setdefault(measure, {})[run.seed] = folds
         by_floor = {} if found is None else {name: one["top1"] for name, one in found["scores"].items()}
-        return Table(floors=by_floor, rows=list(rows.values()))
+        return Table(floors=by_floor, rows=list(rows.values()), against=against)
 
     @property
     def measures(self) -> list[str]:
         """All measures, in the order of their first row."""
         return list(dict.fromkeys(measure for row in self.rows for measure in row.scores))
 
-    def peer(self, row: Row) -> Row | None:
-        """transformers' row at the same budget."""
-        return next((one for one in self.rows if (one.method, one.flops) == (PEER, row.flops)), None)
+    def other(self, row: Row) -> Row | None:
+        """The row of `against` at the same budget."""
+        return next((one for one in self.rows if (one.method, one.flops) == (self.against, row.flops)), None)
 
     def markdown(self) -> str:
         """The tables of floors, scores and differences."""
@@ -130,23 +132,23 @@ class Table:
     def _differences(self) -> str:
         lines = []
         for row in self.rows:
-            peer = self.peer(row)
-            if peer is None or row is peer:
+            other = self.other(row)
+            if other is None or row is other:
                 continue
-            cells = [_difference(row.difference(peer, measure)) for measure in self.measures]
+            cells = [_difference(row.difference(other, measure)) for measure in self.measures]
             lines.append(f"| {_budget(row)} | {row.method} | {' | '.join(cells)} |")
-        return _markdown(["FLOPs", f"method minus {PEER}", *self.measures], lines)
+        return _markdown(["FLOPs", f"method minus {self.against}", *self.measures], lines)
 
     def as_json(self) -> dict[str, Any]:
         """All scores by fold and seed, with their summaries."""
         rows = []
         for row in self.rows:
-            peer = self.peer(row)
+            other = self.other(row)
             summary = {measure: row.mean(measure) for measure in self.measures}
-            pairs = {} if peer is None or row is peer else {
-                measure: row.difference(peer, measure) for measure in self.measures
+            pairs = {} if other is None or row is other else {
+                measure: row.difference(other, measure) for measure in self.measures
             }  # fmt: skip
-            rows.append({**asdict(row), "mean_and_deviation": summary, f"minus_{PEER}": pairs})
+            rows.append({**asdict(row), "mean_and_deviation": summary, f"minus_{self.against}": pairs})
         return {"floors": self.floors, "rows": rows}
 
 
