@@ -133,8 +133,9 @@ class Engine:
             optimizer=build_optimizer(groups, optim),
             config=_deepspeed_config(optim, engine, plan, precision=precision),
         )
-        if isinstance(trained, GlobalBatchModule):
-            trained.total = processes.total
+        for child in trained.modules():  # a moving average contains the model
+            if isinstance(child, GlobalBatchModule):
+                child.total = processes.total
         self._bucket_values = _bucket_values(engine)
         if self._stage == 0:
             # After its backward pass DeepSpeed would exchange all gradients at once, at any bucket size.

@@ -50,3 +50,13 @@ def test_a_run_without_a_decoder_learns_and_exports_the_encoder_alone(
     weights = load_file(tmp_path / "run" / "encoder" / "encoder.safetensors")
     assert weights and not any("projector" in name for name in weights)
     assert not (tmp_path / "run" / "encoder" / "decoder.safetensors").exists()
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_sums_are_over_all_processes_with_and_without_a_moving_average(
+    small_config: Callable[..., PretrainConfig], average: float
+) -> None:
+    target = f"target={{name: views, args: {ARGUMENTS}}}"
+    plan = make_plan(small_config(target, f"ema.decay={average}", "steps=1"))
+    run_pretraining(plan)
+    assert plan.model.total == plan.processes.total
