@@ -90,10 +90,9 @@ def advise(index: ShardIndex, request: Request) -> Advice:
     """
     chosen = request.config({})
     fixed = fixed_values(chosen, request.overrides, KEYS, EXCLUDING)
-    facts, clip_reasons = gather(index, request, chosen, fixed)
-    given = {**fixed, **settings_of(clip_reasons)}
+    facts = gather(index, request, chosen, fixed)
     while True:
-        reasons = [*clip_reasons, *apply_table(RULES, facts, given)]
+        reasons = apply_table((*CLIP_RULES, *RULES), facts, fixed)
         config, budget, last = _budget(reasons, fixed, facts, request)
         reduced = _reduced(facts, config, budget, fixed)
         if reduced is None:
@@ -111,9 +110,7 @@ def advise(index: ShardIndex, request: Request) -> Advice:
     )
 
 
-def gather(
-    index: ShardIndex, request: Request, chosen: PretrainConfig, fixed: Settings
-) -> tuple[Facts, list[Reason]]:
+def gather(index: ShardIndex, request: Request, chosen: PretrainConfig, fixed: Settings) -> Facts:
     """Measure videos, choose the clip, and measure such clips."""
     seed, is_cuda = chosen.seed, request.device.type == "cuda"
     positions = draw_positions(index, SAMPLED_VIDEOS, seed)
@@ -133,10 +130,9 @@ def gather(
         by_stride=correlations_by_stride(index, some),
         floors=measure_floors(index, grey, seed=seed),
     )
-    reasons = apply_table(CLIP_RULES, facts, fixed)
-    config = request.config(settings_of(reasons))
+    config = request.config(settings_of(apply_table(CLIP_RULES, facts, fixed)))
     patch = config.model.shape().encoder.patch
-    return replace(facts, clip=measure_clips(index, some, config.clip, patch)), reasons
+    return replace(facts, clip=measure_clips(index, some, config.clip, patch))
 
 
 def _budget(

@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.overrides import as_yaml_override
+from kinemae.pretrain.advise import advice
+from kinemae.pretrain.advise.advice import Request
 from kinemae.pretrain.advise.budget import Budget, Speed, plan_budget
 from kinemae.pretrain.advise.clip_statistics import ClipStatistics
 from kinemae.pretrain.advise.facts import Facts
@@ -98,6 +101,25 @@ CASES = {
     "a GPU and short videos": (make_facts(frames=20, **GPU), {"clip.frames": 8, "clip.stride": 2}),
     "very few": (make_facts(10), {"batch.global_clips": 4}),
 }
+
+
+def test_few_hours_get_a_smaller_encoder_then_a_smaller_batch(monkeypatch):
+    facts = make_facts(5000, side=32, hours=1.0, **GPU)
+    monkeypatch.setattr(advice, "gather", lambda *given: facts)
+    sizes = []
+
+    def speed(config, clip_flops):
+        sizes.append((config.model.size, config.batch.global_clips))
+        return Speed(clips_per_s=1.0, is_measured=False)
+
+    overrides = ["data.shards=shards", "run_dir=run"]
+    request = Request(overrides=overrides, device=torch.device("cpu"), hours=1.0, speed=speed)
+
+    found = advice.advise(None, request)
+
+    assert sizes == [("small", 256), ("tiny", 32), ("tiny", 8)]
+    assert found.config.model.size == found.settings["model.size"] == "tiny"
+    assert found.config.batch.global_clips == 8 and "few_steps" in found.warnings
 
 
 @pytest.mark.parametrize("case", CASES)
