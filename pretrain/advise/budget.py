@@ -18,6 +18,7 @@ from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.cost import measure_cost
 
 _STEPS, _REPORT_STEPS = 12, 3  # of the measurement
+_FEWEST_COMPARED = 2  # clips of a step that targets such as views need
 _MOST_CPU_FLOPS = 1e12  # of the measurement: about 20 s of one core
 _USABLE = 0.8  # of a GPU's memory
 _WEIGHT_BYTES = 16  # weight, gradient and both moments of AdamW
@@ -95,7 +96,7 @@ def measure_speed(config: PretrainConfig, clip_flops: int, *, device: str) -> Sp
     views = config.data.views_per_video
     clips = min(config.batch.clips_per_device, config.batch.global_clips)
     if device == "cpu":
-        clips = min(clips, int(_MOST_CPU_FLOPS / (_STEPS * clip_flops)))
+        clips = min(clips, max(_FEWEST_COMPARED, int(_MOST_CPU_FLOPS / (_STEPS * clip_flops))))
     clips = max(clips // views, 1) * views
     with TemporaryDirectory() as folder:
         path, run_dir = Path(folder, "config.yaml"), Path(folder, "run")
@@ -103,7 +104,10 @@ def measure_speed(config: PretrainConfig, clip_flops: int, *, device: str) -> Sp
         short = [f"steps={_STEPS}", f"save_every_steps={_STEPS}", f"log.every_steps={_REPORT_STEPS}"]
         batch = [f"batch.global_clips={clips}", f"batch.clips_per_device={clips}"]
         quiet = ["pictures.every_steps=0", "monitor.every_steps=0", f"run_dir={run_dir}"]
-        command = [sys.executable, "-P", "-m", "kinemae", "pretrain", str(path), *short, *batch, *quiet]
+        # Settings for the length of the whole run; unreadable videos cause a warning of the advice.
+        free = ["optim.warmup_steps=null", "keep_every_steps=0", "data.max_bad_fraction=1"]
+        program = [sys.executable, "-P", "-m", "kinemae", "pretrain"]
+        command = [*program, str(path), *short, *batch, *quiet, *free]
         ran = subprocess.run(command, capture_output=True, text=True)
         if ran.returncode:
             message = (ran.stderr.strip().splitlines() or ["no message"])[-1].partition(" ERROR ")

@@ -111,12 +111,25 @@ def test_the_speed_is_measured_by_a_few_steps(synth_shards, tmp_path, capsys):
     assert advice["facts"]["floors"] is None and "steps" not in advice["settings"]
 
 
+def config_of_unreadable_videos(folder, *overrides):
+    label_index(folder, labels=[0] * 40)
+    given = [f"data.shards={folder}", "run_dir=r", "steps=1", "model.size=tiny", "batch.global_clips=8"]
+    clip = "clip={frames: 2, size: 32}"
+    return load_config(PretrainConfig, None, [*given, clip, "data.num_workers=0", *SMALL, *overrides])
+
+
 def test_steps_that_fail_are_one_line(tmp_path):
-    label_index(tmp_path, labels=[0] * 40)
-    given = [f"data.shards={tmp_path}", "run_dir=r", "steps=1", "model.size=tiny", "batch.global_clips=8"]
-    config = load_config(PretrainConfig, None, [*given, "clip={frames: 2, size: 32}", *SMALL])
-    with pytest.raises(DataError, match=r"the measured steps failed: 24 of 24 clips could not be read"):
+    config = config_of_unreadable_videos(tmp_path, "target={name: teacher, args: {encoder: no/folder}}")
+    with pytest.raises(DataError, match=r"the measured steps failed: target\.args\.encoder: no/folder"):
         measure_speed(config, 10**6, device="cpu")
+
+
+def test_settings_for_the_whole_run_and_unreadable_videos_do_not_stop_the_measured_steps(tmp_path):
+    """The clips of so large a model would be measured one at a time, which the target cannot compare."""
+    config = config_of_unreadable_videos(
+        tmp_path, "optim.warmup_steps=500", "keep_every_steps=1000", "target.name=views"
+    )
+    assert measure_speed(config, 10**12, device="cpu").clips_per_s > 0
 
 
 def test_a_data_set_without_a_readable_video_is_refused(tmp_path, capsys):
