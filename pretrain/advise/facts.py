@@ -102,9 +102,9 @@ def _as_json(measured: Any) -> dict[str, Any]:
 
 def index_columns(index: ShardIndex) -> dict[str, Any]:
     """The facts that the index knows."""
-    contents = [content for content in index.column("content").tolist() if content]
-    starts = index.column("start_s").tolist()
-    copies = len(contents) - len(set(zip(contents, starts, strict=False)))
+    origins = zip(index.column("content").tolist(), index.column("start_s").tolist(), strict=True)
+    known = [origin for origin in origins if origin[0]]
+    copies = len(known) - len(set(known))
     return {
         "frames_R": index.column("frames"),
         "seconds_R": index.column("duration_s"),

@@ -61,6 +61,9 @@ def test_unreadable_videos_and_copies_are_counted(tmp_path):
     assert correlations_by_stride(index, range(4)) == {}
     facts = Facts(**index_columns(index), overview=overview)
     assert (facts.videos, facts.groups, facts.exact_duplicates) == (4, 2, 0.25)
+    parts = label_index(tmp_path / "parts", labels=[0] * 3, contents=["", "a", "a"])
+    parts = parts.view(range(3), columns={"start_s": [0.0, 0.0, 5.0]})
+    assert index_columns(parts)["exact_duplicates"] == 0, "two parts of a video"
     assert facts.summary()["frames"] == {"p5": 40.0, "p50": 40.0, "p95": 40.0}
     assert measure_floors(index, grey, seed=0) is None
 
