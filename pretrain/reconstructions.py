@@ -99,8 +99,8 @@ def reconstruction_columns(
     """The columns at the top of this file, for a model in evaluation mode."""
     patch, grid = model.encoder.shape.patch, model.encoder.grid
     draws = ClipRandom(seed, batch.clip_index_B)
-    batch = model.standardized(batch)
     prediction, inputs = model.predict(batch, draws)
+    batch = model.standardized(batch)
     clean_BNP = patchify(batch.clip_BCTHW, patch)
     seen_BKP = to_bytes(denormalize(model.encoder_inputs(batch, draws).patches_BKP, model.mean, model.std))
     # Tokens that the encoder kept, which may be fewer than its input.

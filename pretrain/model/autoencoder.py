@@ -105,6 +105,7 @@ class MaskedAutoencoder(nn.Module):
 
     def _predict(self, batch: ClipBatch, draws: ClipRandom) -> tuple[Prediction, TargetInputs, Tensor | None]:
         """Like `predict`, with the loss of the scorer's threshold if there is one."""
+        original_BCTHW = batch.clip_BCTHW if self.encoder.shape.standardize else None
         batch = self.standardized(batch)
         target_BM, run_length_BK = rows_of_masks(batch, "target"), None
         if "run_length" in batch.tokens:
@@ -133,6 +134,7 @@ class MaskedAutoencoder(nn.Module):
             patch=self.encoder.shape.patch,
             mean=self.mean,
             std=self.std,
+            original_BCTHW=original_BCTHW,
             views=ViewInputs(
                 tokens_BKD=memory_BKD,
                 weight_B=batch.weight_B,

@@ -60,6 +60,7 @@ class TargetInputs:
         patch: size of a patch.
         mean, std: normalization of pixels.
         views: inputs of targets that encode views; None if only other targets use this.
+        original_BCTHW: the clip without the standardization of `model.standardize`; None if it has none.
     """
 
     clip_BCTHW: Tensor
@@ -70,6 +71,7 @@ class TargetInputs:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     views: ViewInputs | None = None
+    original_BCTHW: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

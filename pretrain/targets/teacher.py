@@ -79,8 +79,9 @@ class TeacherTarget(EncoderTarget):
         sides = zip((teacher.grid.t, teacher.grid.h, teacher.grid.w), teacher.shape.patch, strict=True)
         frames, height, width = (tokens * side for tokens, side in sides)
         mean, std = self.description.mean, self.description.std
-        # To the teacher's mean and deviation: the model may have others.
-        clip_BCTHW = teacher.standardized(resampled(inputs.clip_BCTHW, frames, height, width), mean, std)
+        # Standardized once, as in the teacher's training: its result is clamped.
+        clip_BCTHW = inputs.clip_BCTHW if inputs.original_BCTHW is None else inputs.original_BCTHW
+        clip_BCTHW = teacher.standardized(resampled(clip_BCTHW, frames, height, width), mean, std)
         return self.features(teacher, clip_BCTHW, inputs.target_BM, mean=mean, std=std)
 
     def unsaved_bytes(self) -> int:

@@ -1,6 +1,7 @@
 """Reconstruction pictures: each column has the documented content, token by token."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,20 @@ def test_hidden_patches_are_grey_and_visible_ones_unchanged() -> None:
     for title in ("prediction", "with TRUE statistics"):
         assert torch.equal(shown[title][:, :10], clean_BNP[:, :10])
         assert not torch.equal(shown[title][:, 10:], clean_BNP[:, 10:])
+
+
+def test_a_model_that_standardizes_clips_predicts_from_clips_that_are_standardized_once() -> None:
+    """A second time would change the contrast of a dark clip, whose bright pixels were clamped."""
+    batch = batch_of(range(10), range(10, 32))
+    dark_BCTHW = torch.where(batch.clip_BCTHW > 250, 255, batch.clip_BCTHW // 20)
+    model, batch = model_with(standardize=True), replace(batch, pixels=dark_BCTHW)
+    with eval_mode(model):
+        prediction, inputs = model.predict(batch, ClipRandom(0, batch.clip_index_B))
+    shown = columns(model, batch)
+    assert torch.equal(shown["clip"], patchify(inputs.clip_BCTHW, PATCH))
+    assert prediction.decoded_BMP is not None
+    pixels_BMP = model.target.to_pixels(prediction.decoded_BMP, inputs, visible_only=True)
+    assert torch.equal(shown["prediction"][:, 10:], pixels_BMP)
 
 
 def test_tokens_that_are_neither_visible_nor_predicted_are_tinted() -> None:

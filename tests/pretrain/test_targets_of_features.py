@@ -270,6 +270,18 @@ def test_the_moving_average_sees_the_clip_that_the_encoder_sees() -> None:
     torch.testing.assert_close(model.target.compute_target(inputs), expected_BMD, rtol=0, atol=1e-6)
 
 
+def test_a_frozen_teacher_sees_a_clip_that_is_standardized_once(tmp_path: Path) -> None:
+    encoder, _ = save_teacher(tmp_path, standardize=True)
+    model = build_model(TeacherTarget(encoder=str(tmp_path)), standardize=True).eval()
+    clip_BCTHW = random_clip()
+    dark_BCTHW = torch.where(clip_BCTHW > 250, 255, clip_BCTHW // 20)
+    with torch.no_grad():
+        _, inputs = model.predict(batch_of(dark_BCTHW), draws())
+        x_BND = encoder(normalize(patchify(standardize(dark_BCTHW), PATCH), MEAN, STD), None)
+    expected_BMD = F.layer_norm(gather_tokens(x_BND, inputs.target_BM), x_BND.shape[2:])
+    torch.testing.assert_close(model.target.compute_target(inputs), expected_BMD, rtol=0, atol=1e-5)
+
+
 def test_a_teacher_of_standardized_clips_is_refused_by_a_model_without(tmp_path: Path) -> None:
     save_teacher(tmp_path, standardize=True)
     with pytest.raises(ValueError, match=r"model\.standardize: expected true .*fix: model\.standardize=true"):
