@@ -49,7 +49,8 @@ def motion_weights(luma_BTHW: Tensor, index_BM: Tensor, patch: Patch, *, strengt
     A weight is proportional to motion ** strength, with a motion of at least `STILL`.
     """
     motion_BN1 = motion(luma_BTHW, patch).clamp(min=STILL)[..., None]
-    weight_BM1 = gather_tokens(motion_BN1, index_BM) ** strength
+    motion_BM1 = gather_tokens(motion_BN1, index_BM)
+    weight_BM1 = (motion_BM1 / motion_BM1.amax(dim=1, keepdim=True)) ** strength  # a large power is finite
     return weight_BM1 / weight_BM1.mean(dim=1, keepdim=True)
 
 

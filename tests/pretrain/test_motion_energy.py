@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from kinemae.pretrain.model.motion_energy import change, luma_grid, motion
+from kinemae.pretrain.model.motion_energy import change, luma_grid, motion, motion_weights
 from kinemae.pretrain.model.tokens import TokenGrid
 
 CASES = [((8, 6, 4), (2, 3, 2)), ((4, 4, 6), (1, 2, 2)), ((2, 4, 4), (2, 2, 2)), ((1, 4, 4), (1, 2, 2))]
@@ -57,3 +57,15 @@ def test_a_difference_of_bytes_does_not_wrap_around():
 
 def test_the_grid_has_whole_patches():
     assert luma_grid(clips((8, 6, 4)), (2, 3, 2)) == TokenGrid(4, 2, 2)
+
+
+def test_weights_by_motion_follow_the_power_and_are_finite_at_any():
+    luma_BTHW, index_BM = clips((4, 8, 8)), torch.tensor([[0, 5, 3], [7, 1, 2]])
+    motion_BM = motion(luma_BTHW, (2, 4, 4)).clamp(min=1.0).gather(1, index_BM)
+    for strength in (0.5, 2.0):
+        powers_BM = motion_BM.double() ** strength
+        expected_BM = powers_BM / powers_BM.mean(dim=1, keepdim=True)
+        found_BM1 = motion_weights(luma_BTHW, index_BM, (2, 4, 4), strength=strength)
+        torch.testing.assert_close(found_BM1[..., 0].double(), expected_BM, rtol=1e-5, atol=0)
+    found_BM1 = motion_weights(luma_BTHW, index_BM, (2, 4, 4), strength=1000.0)
+    assert found_BM1.isfinite().all() and torch.allclose(found_BM1.mean(dim=1), torch.ones(2, 1))
