@@ -7,8 +7,15 @@ from torch import Tensor
 # Relative size below which differences are rounding errors.
 _ROUNDING = 1e-5
 
-COLLAPSED = 0.05
-"""Fraction of its maximum below which a deviation or a rank indicates collapse. A rank is not quality."""
+LEAST = {
+    "deviation of the clips' features": 0.005,
+    "effective rank of the clips' features": 0.05,
+    "effective rank of the tokens": 0.05,
+}
+"""Fractions of the maximum below which a measure indicates collapse. A rank is not quality.
+
+The features of pixel runs share a large vector: healthy runs have a deviation of a few per cent.
+"""
 
 
 def deviation(x_RD: Tensor) -> float:
@@ -39,19 +46,22 @@ def mean_cosine(x_RD: Tensor) -> float:
 
 
 def signs_of_collapse(clip_RD: Tensor, token_RD: Tensor) -> dict[str, float]:
-    """The measures below `COLLAPSED`, as fractions of their maximum, by name.
+    """The measures below `LEAST`, as fractions of their maximum, by name.
 
     Args:
         clip_RD: features of at least two clips.
         token_RD: single tokens of these clips.
     """
-    fractions = {
-        "deviation of the clips' features": deviation(clip_RD)
-        / max(clip_RD.square().mean().sqrt().item(), 1e-12),
-        "effective rank of the clips' features": effective_rank(clip_RD) / _largest_rank(clip_RD),
-        "effective rank of the tokens": effective_rank(token_RD) / _largest_rank(token_RD),
+    fractions = (
+        deviation(clip_RD) / max(clip_RD.square().mean().sqrt().item(), 1e-12),
+        effective_rank(clip_RD) / _largest_rank(clip_RD),
+        effective_rank(token_RD) / _largest_rank(token_RD),
+    )
+    return {
+        name: fraction
+        for (name, least), fraction in zip(LEAST.items(), fractions, strict=True)
+        if fraction < least
     }
-    return {name: fraction for name, fraction in fractions.items() if fraction < COLLAPSED}
 
 
 def _largest_rank(x_RD: Tensor) -> int:

@@ -21,7 +21,7 @@ from kinemae.pretrain.callbacks import Schedule, eval_mode
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.representation import (
-    COLLAPSED,
+    LEAST,
     deviation,
     effective_rank,
     knn_accuracy,
@@ -132,12 +132,14 @@ class RepresentationMonitor:
         writer.add({f"monitor/{name}": value for name, value in values.items()})
         if signs:
             log.warning(
-                "step %d: the representation collapses: %s, expected at least %g %% each; fix: start again "
-                "with a lower optim.lr, a higher target.args.sigreg_weight (views) or target.args.decay "
+                "step %d: the representation collapses: %s; fix: start again with a lower optim.lr, a higher "
+                "target.args.sigreg_weight (views) or target.args.decay "
                 "(features), or with target.name=weighted and pixels as one part",
                 step,
-                ", ".join(f"{name} {100 * fraction:.1f} %" for name, fraction in signs.items()),
-                100 * COLLAPSED,
+                "; ".join(
+                    f"{name}: expected at least {100 * LEAST[name]:g} %, got {100 * fraction:.2g} %"
+                    for name, fraction in signs.items()
+                ),
             )
 
     def _feature_statistics(self) -> tuple[dict[str, float], dict[str, float]]:
