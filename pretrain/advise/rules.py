@@ -77,6 +77,11 @@ def _clip_size(facts: Facts, given: Settings) -> Settings:
     return {"clip.size": max((size for size in sizes if size <= side), default=sizes[0])}
 
 
+def _patch_size(side: int) -> int:
+    """The size nearest to 8, from 4 to 16, that divides a side; 8 if none does."""
+    return min((size for size in range(4, 17) if side % size == 0), key=lambda size: abs(size - 8), default=8)
+
+
 def _is_up_to(tokens: int) -> Callable[[Facts, Settings], bool]:
     return lambda facts, given: grid_tokens(given) <= tokens
 
@@ -171,9 +176,12 @@ CLIP_RULES: tuple[Rule[Facts], ...] = (
     ),
     Rule(
         topic="patch",
-        when=lambda facts, given: given["clip.size"] < 160,
-        sets=as_fixed({"model.patch_size": 8}),
-        why=said("patches of 8 pixels, since 16 leave too few tokens on small clips"),
+        when=lambda facts, given: given["clip.size"] < 160 or given["clip.size"] % 16 > 0,
+        sets=lambda facts, given: {"model.patch_size": _patch_size(given["clip.size"])},
+        why=lambda facts, given: (
+            f"patches of {given['model.patch_size']} pixels divide the clip; 16 leave too few tokens on small "
+            "clips"
+        ),
         source=f"{RESULTS}: all runs at 32 and 64 pixels",
     ),
     Rule(
@@ -185,9 +193,9 @@ CLIP_RULES: tuple[Rule[Facts], ...] = (
     ),
     Rule(
         topic="tubelet",
-        when=lambda facts, given: given["clip.frames"] <= 8,
+        when=lambda facts, given: given["clip.frames"] <= 8 or given["clip.frames"] % 2 == 1,
         sets=as_fixed({"model.patch_frames": 1}),
-        why=said("one frame in a token: few frames keep their order"),
+        why=said("one frame in a token: few frames keep their order, and an odd number has no pairs"),
         source=FIRST,
     ),
     Rule(

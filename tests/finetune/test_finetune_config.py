@@ -49,7 +49,9 @@ def test_an_invalid_value_is_rejected_with_its_key(override, message):
 
 
 def test_muon_is_refused_for_adapters():
-    with pytest.raises(ValueError, match=r"optim.optimizer must be adamw with adapt.method=lora: .*, got 'muon'"):
+    with pytest.raises(
+        ValueError, match=r"optim.optimizer must be adamw with adapt.method=lora: .*, got 'muon'"
+    ):
         load("optim.optimizer=muon", "adapt.method=lora")
 
 

@@ -153,6 +153,12 @@ def test_every_rule_applies_to_a_case_with_a_reason_and_a_source():
         assert any(rule.topic == topic and rule.source == source for topic, source, _ in fired), rule
 
 
+@pytest.mark.parametrize(("frames", "size", "patch"), [(9, 100, 10), (16, 98, 7), (8, 64, 8), (16, 224, 16)])
+def test_patches_divide_the_users_clip(frames, size, patch):
+    settings = advised(make_facts(), {"clip.frames": frames, "clip.size": size})
+    assert settings["model.patch_size"] == patch and frames % settings["model.patch_frames"] == 0
+
+
 def test_the_users_choice_stays_and_the_other_settings_follow_it():
     settings = advised(make_facts(), {"clip.size": 224, "model.size": "base", "batch.global_clips": 64})
     assert settings["model.patch_size"] == 16 and settings["optim.lr"] == 7.5e-5
