@@ -179,8 +179,8 @@ CLIP_RULES: tuple[Rule[Facts], ...] = (
         when=lambda facts, given: given["clip.size"] < 160 or given["clip.size"] % 16 > 0,
         sets=lambda facts, given: {"model.patch_size": _patch_size(given["clip.size"])},
         why=lambda facts, given: (
-            f"patches of {given['model.patch_size']} pixels divide the clip; 16 leave too few tokens on small "
-            "clips"
+            f"patches of {given['model.patch_size']} pixels divide the clip; 16 leave too few tokens on "
+            "small clips"
         ),
         source=f"{RESULTS}: all runs at 32 and 64 pixels",
     ),

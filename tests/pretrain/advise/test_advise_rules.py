@@ -103,7 +103,7 @@ CASES = {
 }
 
 
-def test_few_hours_get_a_smaller_encoder_then_a_smaller_batch(monkeypatch):
+def test_few_hours_get_a_smaller_encoder(monkeypatch):
     facts = make_facts(5000, side=32, hours=1.0, **GPU)
     monkeypatch.setattr(advice, "gather", lambda *given: facts)
     sizes = []
@@ -117,9 +117,9 @@ def test_few_hours_get_a_smaller_encoder_then_a_smaller_batch(monkeypatch):
 
     found = advice.advise(None, request)
 
-    assert sizes == [("small", 256), ("tiny", 32), ("tiny", 8)]
+    assert sizes == [("small", 256), ("tiny", 16)]
     assert found.config.model.size == found.settings["model.size"] == "tiny"
-    assert found.config.batch.global_clips == 8 and "few_steps" in found.warnings
+    assert "few_steps" in found.warnings
 
 
 @pytest.mark.parametrize("case", CASES)
