@@ -149,9 +149,10 @@ def _read(folder: Path) -> dict[str, Any]:
     except OSError as error:
         kind = kind_of_folder(folder)
         if kind not in (FINETUNING, MODEL):
+            probes = sorted(str(path.parent) for path in folder.glob(f"*/{RESULT_NAME}"))
+            fix = probes[0] if probes else "the run_dir of a `finetune train`, or METHOD/ in that of a probe"
             raise CheckpointError(
-                f"{folder}: expected a fine-tuning run with its result, got {kind}; "
-                "fix: give the run_dir of a `finetune train`"
+                f"{folder}: expected a fine-tuning run with its result, got {kind}; fix: give {fix}"
             ) from error
         raise CheckpointError(
             f"{path}: expected a result, got no such file; fix: finish the run, or run {evaluate}"

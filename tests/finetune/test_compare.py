@@ -59,6 +59,10 @@ def test_other_folders_are_rejected(tmp_path):
         CheckpointError, match="expected a fine-tuning run with its result, got a pretraining run"
     ):
         read_results([tmp_path])
+    (tmp_path / "probe").mkdir()
+    method = write_result(tmp_path / "probe" / "logistic", top1=0.5)
+    with pytest.raises(CheckpointError, match=f"/probe: expected a fine-tuning run .*; fix: give {method}"):
+        read_results([tmp_path / "probe"])
     with pytest.raises(CheckpointError, match=r"/nowhere: expected a fine-tuning run .*, got no such folder"):
         read_results(["/nowhere"])
 

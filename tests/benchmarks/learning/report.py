@@ -123,8 +123,8 @@ class Table:
             costs = (
                 f"{row.cost('cpu_s') / 60:.1f} | {row.cost('wall_s') / 60:.1f} | {row.cost('peak_gb'):.2f}"
             )
-            scores = " | ".join(_number(row.mean(measure)) for measure in self.measures)
             seeds = len(row.costs)
+            scores = " | ".join(_number(row.mean(measure), seeds) for measure in self.measures)
             lines.append(f"| {_budget(row)} | {row.method} | {seeds} | {row.steps} | {costs} | {scores} |")
         names = ["FLOPs", "method", "seeds", "steps", "CPU min", "wall min", "peak GB", *self.measures]
         return _markdown(names, lines)
@@ -169,8 +169,10 @@ def _budget(row: Row) -> str:
     return f"{row.flops:.2g}" if row.flops else "0"
 
 
-def _number(found: tuple[float, float] | None) -> str:
-    return "" if found is None else f"{found[0]:.1f} ({found[1]:.1f})"
+def _number(found: tuple[float, float] | None, seeds: int) -> str:
+    if found is None:
+        return ""
+    return f"{found[0]:.1f} ({found[1]:.1f})" if seeds > 1 else f"{found[0]:.1f}"
 
 
 def _difference(found: dict[str, float] | None) -> str:
