@@ -155,7 +155,8 @@ def accept_program(program: Program, words: list[str]) -> None:
 
 
 def load(kind: str, schema: Callable[..., Any], arguments: Any) -> Any:
-    path = find_config("demo" if arguments.config == "CONFIG" else arguments.config, kind)
+    is_any = arguments.config in ("CONFIG", "advised.yaml")  # the latter is the output of another command
+    path = find_config("demo" if is_any else arguments.config, kind)
     given = GIVEN[kind]
     if any(override.startswith("data.mixture=") for override in arguments.overrides):
         given = given[:1]
