@@ -101,8 +101,9 @@ class Table:
         return list(dict.fromkeys(measure for row in self.rows for measure in row.scores))
 
     def other(self, row: Row) -> Row | None:
-        """The row of `against` at the same budget."""
-        return next((one for one in self.rows if (one.method, one.flops) == (self.against, row.flops)), None)
+        """The row of `against` at the same budget; that of random weights has none."""
+        rows = (one for one in self.rows if one.method == self.against)
+        return next((one for one in rows if one.flops in (row.flops, 0)), None)
 
     def markdown(self) -> str:
         """The tables of floors, scores and differences."""
