@@ -24,9 +24,9 @@ KEYS = (
     *("model.decoder_heads", "model.predict_ratio", "model.standardize", "masking", "target"),
     *("augment.min_scale", "augment.max_scale", "augment.flip"),
     *("batch.global_clips", "batch.clips_per_device", "data.views_per_video"),
-    *("optim.optimizer", "optim.lr", "optim.warmup_fraction", "steps"),
+    *("optim.optimizer", "optim.lr", "optim.warmup_fraction", "steps", "engine.zero_stage"),
 )
-"""Every key that a rule can set."""
+"""Every key that a rule can set or reads."""
 
 _FRAMES = ("clip.stride", "clip.fps", "clip.sampling")
 EXCLUDING = {key: _FRAMES for key in _FRAMES}
@@ -365,7 +365,7 @@ RULES: tuple[Rule[Facts], ...] = (
     ),
     Rule(
         topic="optimizer",
-        when=_of_size("tiny"),
+        when=lambda facts, given: _of_size("tiny")(facts, given) and not given.get("engine.zero_stage"),
         sets=as_fixed({"optim.optimizer": "muon"}),
         why=said("Muon for the hidden matrices: fewer steps to the same features"),
         source=LEARNING,

@@ -159,6 +159,11 @@ def test_patches_divide_the_users_clip(frames, size, patch):
     assert settings["model.patch_size"] == patch and frames % settings["model.patch_frames"] == 0
 
 
+@pytest.mark.parametrize(("stage", "optimizer"), [(0, "muon"), (1, None), (3, None)])
+def test_muon_is_advised_only_where_matrices_are_whole(stage, optimizer):
+    assert advised(make_facts(), {"engine.zero_stage": stage}).get("optim.optimizer") == optimizer
+
+
 def test_the_users_choice_stays_and_the_other_settings_follow_it():
     settings = advised(make_facts(), {"clip.size": 224, "model.size": "base", "batch.global_clips": 64})
     assert settings["model.patch_size"] == 16 and settings["optim.lr"] == 7.5e-5
