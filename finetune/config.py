@@ -5,20 +5,22 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from kinemae.data_tools.components import Component
+from kinemae.data_tools.conditions import Condition, select_rows
 from kinemae.data_tools.config import MISSING, require
+from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips
 from kinemae.finetune.adapt.config import AdaptConfig
 from kinemae.finetune.mixing import MixConfig
 from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.finetune.validation.selection import DEFAULT_FRACTION, ValidateConfig
-from kinemae.pretrain.runtime.settings import OptimConfig, RunConfig, StreamConfig
+from kinemae.pretrain.runtime.settings import OptimConfig, RunConfig, TrainingData
 
 PRETRAINED_LAYER_DECAY = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneData(StreamConfig):
+class FinetuneData(TrainingData):
     """The labelled data sets.
 
     Attributes:
@@ -30,6 +32,7 @@ class FinetuneData(StreamConfig):
             window and with its label in the column "segment"; null: the samples are videos.
         balance: class-balanced sampling: a class of n videos is shown in proportion to n ** (1 - balance). 0
             shows the videos equally often, 1 the classes.
+        validation_where, test_where: conditions for `validation` and `test`; `where` is for `train`.
         leaks: "error" rejects data sets that share a group or a file, "warn" logs them.
     """
 
@@ -38,11 +41,26 @@ class FinetuneData(StreamConfig):
     test: str | None = None
     segments: str | None = None
     balance: float = 0.0
+    validation_where: str | None = None
+    test_where: str | None = None
     leaks: Literal["error", "warn"] = "error"
+
+    def selected(self, name: str, index: ShardIndex) -> ShardIndex:
+        """The samples of "train", "validation" or "test" that match the condition for it."""
+        key = "where" if name == "train" else f"{name}_where"
+        return select_rows(index, getattr(self, key), key=f"data.{key}")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.balance <= 1, "data.balance", "lie between 0 and 1", self.balance)
+        is_one = self.weight is None or self.balance == 0
+        require(is_one, "data.balance", "be 0 if data.weight is set", self.balance)
+        for name in ("validation", "test"):
+            where = getattr(self, f"{name}_where")
+            if where is not None:
+                Condition(where, key=f"data.{name}_where")
+                is_named = getattr(self, name) is not None
+                require(is_named, f"data.{name}", f"name a folder if data.{name}_where is set", None)
         require(self.leaks in ("error", "warn"), "data.leaks", "be error or warn", self.leaks)
 
 

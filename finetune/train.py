@@ -201,7 +201,7 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
     continues = processes.is_first and check_run_dir(Path(config.run_dir), config, inputs)
     train = data.train.index
     targets = task.read(train, key=data.train.key)
-    source = training_source(train, task, targets, balance=config.data.balance)
+    source = training_source(train, task, targets, config.data)
     may_flip_R = flippable(task, targets, config.augment)
     flip = task.target_flip(list(config.augment.flip_pairs.items()))
     check_batch(config, train)

@@ -8,31 +8,43 @@ from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.stream.loader import ClipConfig
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.representation_monitor import MonitorConfig
-from kinemae.pretrain.runtime.settings import RunConfig, StreamConfig
+from kinemae.pretrain.runtime.settings import RunConfig, TrainingData
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(StreamConfig):
+class DataConfig(TrainingData):
     """The training data: one data set or several.
 
     Attributes:
         shards: a folder of shards, made by `kinemae data shard`.
         mixture: several such folders instead, each with its weight: its fraction of the clips.
+        concatenate: several such folders instead, read as one: each sample once per epoch.
     """
 
-    ALTERNATIVES: ClassVar[tuple[str, ...]] = ("shards", "mixture")
+    ALTERNATIVES: ClassVar[tuple[str, ...]] = ("shards", "mixture", "concatenate")
 
     shards: str | None = None
     mixture: dict[str, float] | None = None
+    concatenate: list[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mixture is None:
-            return
-        require(self.shards is None, "data.shards", "be null if data.mixture is set", self.shards)
-        require(len(self.mixture) > 0, "data.mixture", "name at least one folder: {FOLDER: weight}", {})
-        for folder, weight in self.mixture.items():
-            require(weight > 0, f"the weight of {folder} in data.mixture", "be above 0", weight)
+        given = [f"data.{name}" for name in self.ALTERNATIVES if getattr(self, name) is not None]
+        if len(given) > 1:
+            require(False, given[0], f"be null if {given[1]} is set", getattr(self, given[0][5:]))
+        if self.mixture is not None:
+            require(len(self.mixture) > 0, "data.mixture", "name at least one folder: {FOLDER: weight}", {})
+            for folder, weight in self.mixture.items():
+                require(weight > 0, f"the weight of {folder} in data.mixture", "be above 0", weight)
+        if self.concatenate is not None:
+            is_set = len(set(self.concatenate)) == len(self.concatenate) > 0
+            require(is_set, "data.concatenate", "name one or more folders, each once", self.concatenate)
+
+    @property
+    def sources(self) -> tuple[str, str | list[str] | dict[str, float]] | None:
+        """The key that names the data, and its value."""
+        given = [(name, getattr(self, name)) for name in self.ALTERNATIVES]
+        return next(((f"data.{name}", value) for name, value in given if value is not None), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +94,10 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data.shards is None and self.data.mixture is None:
+        if self.data.sources is None:
             raise ValueError(
                 "data.shards: expected a folder, got null; fix: set data.shards=FOLDER, or "
-                "data.mixture={FOLDER: weight, ...} for several folders"
+                "data.mixture={FOLDER: weight, ...} or data.concatenate=[FOLDER, ...] for several folders"
             )
         require(self.steps >= 1, "steps", "be at least 1", self.steps)
         require(self.masks_per_clip >= 1, "masks_per_clip", "be at least 1", self.masks_per_clip)

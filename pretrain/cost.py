@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from kinemae.data_tools.command import DataError
+from kinemae.data_tools.conditions import select_rows
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import NO_LABEL, open_index
 from kinemae.data_tools.stream.batch import ClipBatch
@@ -301,7 +302,7 @@ def _data(config: PretrainConfig) -> dict[str, float] | None:
     if config.data.shards is None:
         return None
     try:
-        index = open_index(config.data.shards, cache=config.data.cache)
+        index = select_rows(open_index(config.data.shards, cache=config.data.cache), config.data.where)
     except DataError:
         return None
     return {"videos": len(index), "bytes_per_video": float(index.column("length").mean())}

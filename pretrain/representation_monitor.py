@@ -15,7 +15,7 @@ from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.stream.loader import ClipConfig, EvaluationItem, evaluation_loader
-from kinemae.data_tools.stream.mixture import Mixture
+from kinemae.data_tools.stream.mixture import SeveralSets
 from kinemae.data_tools.stream.yuv_to_rgb import on_device, to_luma
 from kinemae.pretrain.callbacks import Schedule, eval_mode
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
@@ -204,9 +204,9 @@ class RepresentationMonitor:
         return (score_BN > encoder.scorer.threshold).float().mean().item()
 
 
-def spread_videos(source: ShardIndex | Mixture, count: int, *, clip: ClipConfig) -> tuple[Videos, ...]:
-    """Select `count` training videos, evenly over each set and over the sets of a mixture."""
-    indexes = list(source.sets.values()) if isinstance(source, Mixture) else [source]
+def spread_videos(source: ShardIndex | SeveralSets, count: int, *, clip: ClipConfig) -> tuple[Videos, ...]:
+    """Select `count` training videos, evenly over each set and over several sets."""
+    indexes = list(source.sets.values()) if isinstance(source, SeveralSets) else [source]
     counts = [count // len(indexes) + (i < count % len(indexes)) for i in range(len(indexes))]
     return tuple(
         Videos(index=index, positions=_spread(range(len(index)), count_of_set), clip=clip)

@@ -8,10 +8,10 @@ import torch
 
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import require
-from kinemae.data_tools.index import ShardIndex, open_index
+from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.overrides import as_override
 from kinemae.data_tools.stream.loader import Annotate, TrainingClips
-from kinemae.data_tools.stream.mixture import Mixture, open_mixture
+from kinemae.data_tools.stream.mixture import Mixture, SeveralSets, open_source
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
 from kinemae.pretrain.builders import Components, build_components, build_model, token_selection
 from kinemae.pretrain.callbacks import Schedule
@@ -48,7 +48,7 @@ class Plan:
 
     config: PretrainConfig
     processes: Processes
-    index: ShardIndex | Mixture
+    index: ShardIndex | SeveralSets
     batch: BatchPlan
     split: TokenSelection
     model: MaskedAutoencoder
@@ -112,7 +112,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     continues = is_run and processes.is_first and check()
     if is_run:
         _check_enough(index, config)
-    if isinstance(index, Mixture):  # moved data sets keep their place in the order of clips
+    if isinstance(index, SeveralSets):  # moved data sets keep their place in the order of clips
         index = index.renamed(original_places(run_dir, inputs))
     data = config.data
     probe = open_probe(config.monitor, clip=config.clip, cache=data.cache, outage_s=data.outage_s)
@@ -280,26 +280,27 @@ def _export(plan: Plan, folder: Path) -> None:
     save_encoder(folder, plan.model.encoder, description)
 
 
-def _open_data(config: PretrainConfig) -> ShardIndex | Mixture:
+def _open_data(config: PretrainConfig) -> ShardIndex | SeveralSets:
     data = config.data
-    if data.mixture is not None:
-        return open_mixture(data.mixture, cache=data.cache, outage_s=data.outage_s)
-    assert data.shards is not None
-    return open_index(data.shards, cache=data.cache, outage_s=data.outage_s)
+    assert data.sources is not None
+    _, shards = data.sources
+    return open_source(shards, where=data.where, weight=data.weight, cache=data.cache, outage_s=data.outage_s)
 
 
-def _inputs(config: PretrainConfig, index: ShardIndex | Mixture) -> list[Input]:
+def _inputs(config: PretrainConfig, index: ShardIndex | SeveralSets) -> list[Input]:
     data, target = config.data, asdict(config.target)
-    key = "data.shards" if data.mixture is None else "data.mixture"
-    found = data_inputs(key, data.shards, index, data.mixture)
+    assert data.sources is not None
+    found = data_inputs(data.sources[0], data.shards, index, data.mixture)
     return [*found, *encoder_inputs("init_from", config.init_from), *encoder_inputs("target", target)]
 
 
-def _check_enough(index: ShardIndex | Mixture, config: PretrainConfig) -> None:
-    clips = len(index) * config.data.views_per_video
+def _check_enough(index: ShardIndex | SeveralSets, config: PretrainConfig) -> None:
+    data = config.data
+    assert data.sources is not None
+    clips = len(index) * data.views_per_video
     if clips < config.batch.global_clips:
         raise DataError(
-            f"{config.data.shards or 'data.mixture'}: expected at least batch.global_clips="
+            f"{data.shards or data.sources[0]}: expected at least batch.global_clips="
             f"{config.batch.global_clips} clips, got {clips} ({len(index)} videos with data.views_per_video="
             f"{config.data.views_per_video}); fix: lower batch.global_clips, raise data.views_per_video, or "
             "add videos"

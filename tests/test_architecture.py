@@ -22,6 +22,7 @@ OWNERS = {
     "webdataset": {"data_tools/sharding/tar_writer.py"},
     "braceexpand": {"data_tools/indexing/shard_list.py"},
     "pyarrow": {
+        "data_tools/conditions.py",
         "data_tools/index.py",
         "finetune/evaluation/predictions.py",
         "finetune/features/files.py",

@@ -12,15 +12,16 @@ from torch import distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
 from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.conditions import check_columns
 from kinemae.data_tools.config import load_config, require
-from kinemae.data_tools.index import COLUMNS, ShardIndex, open_index
+from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.overrides import as_overrides
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.batch import SkippedClip
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, clip_with
 from kinemae.data_tools.stream.loader import TIMEOUT_S, read_items
-from kinemae.data_tools.stream.mixture import Mixture, locate_sample, open_mixture
+from kinemae.data_tools.stream.mixture import SeveralSets, Sources, locate_sample, open_source
 from kinemae.data_tools.stream.training_clips import TrainingClips
 
 NO_AUGMENTATION = AugmentConfig(min_scale=1, min_aspect=1, max_aspect=1, flip=False)
@@ -34,13 +35,15 @@ Transform = Callable[[Tensor], Any]
 
 
 def clips(  # noqa: PLR0913 - all but the first two by name
-    shards: str | Path | Mapping[str, float],
+    shards: Sources,
     clip: ClipConfig | None = None,
     *,
     batch_size: int | None = None,
     augment: AugmentConfig | Mapping[str, Any] | bool = True,
     transform: Transform | None = None,
     columns: Sequence[str] = (),
+    where: str | None = None,
+    weight: str | None = None,
     seed: int = 0,
     views: int = 1,
     workers: int = 0,
@@ -53,28 +56,28 @@ def clips(  # noqa: PLR0913 - all but the first two by name
     """Open shards as a dataset of training clips in a shuffled order that depends only on the seed.
 
     Args:
-        shards: folder or URL of a data set, or several with their weights.
+        shards: folder or URL of a data set; a list of them, read as one; or several with their weights.
         clip: frames, stride or frame rate, and size, such as `model.clip`.
         batch_size: clips of a step of one process; None: single clips.
         augment: an `AugmentConfig`, its keys, or True for its defaults; False: the largest centred square.
         transform: called with each clip_CTHW; random numbers of torch depend on the seed and the clip.
         columns: columns of the index to add, for example captions.
+        where, weight: as `data.where` and `data.weight`: a condition over columns, and a column.
         views: neighbouring clips of a batch that are cut from one decoded video.
         workers: loader processes. They read ahead, and `state_dict` counts the clips that were used.
         rank, world: of this process; None: those of torch.distributed or of the launcher.
         max_bad_fraction: a larger fraction of unreadable clips is an error.
-        timeout_s: limit without progress; then a loader process is replaced and its video skipped.
+        timeout_s: limit without progress; a loader process is replaced then and its video skipped.
         settings: fields of `ClipConfig` that replace those of `clip`: frames, stride, fps, size, ...
 
     Raises:
-        ValueError: wrong settings.
-        DataError: the shards cannot be used.
+        ValueError, DataError: wrong settings; the shards cannot be used.
     """
     _check_numbers(batch_size, views, workers, max_bad_fraction, timeout_s)
-    config, augmentation = clip_with(clip, **settings), _augmentation(augment)
-    source = _open(shards)
-    training = TrainingClips(source, clip=config, augment=augmentation, seed=seed, views=views)
-    reader = ClipReader(training, batch_size, transform, _known_columns(source, columns))
+    source, config = _open(shards, where, weight, columns), clip_with(clip, **settings)
+    augmentation = _augmentation(augment)
+    read = TrainingClips(source, clip=config, augment=augmentation, seed=seed, views=views)
+    reader = ClipReader(read, batch_size, transform, tuple(columns))
     return ClipDataset(reader, workers, (rank, world), max_bad_fraction, timeout_s)
 
 
@@ -242,8 +245,10 @@ class ClipDataset(IterableDataset[Batch]):
 
     def _identity(self) -> dict[str, Any]:
         clips = self.reader.clips
-        assert isinstance(clips.index, ShardIndex | Mixture)
-        return {"seed": clips.seed, "views": clips.views, "data": clips.index.fingerprint}
+        source = clips.index
+        assert isinstance(source, ShardIndex | SeveralSets)
+        weight = source.weight if isinstance(source, SeveralSets) else None
+        return {"seed": clips.seed, "views": clips.views, "data": source.identity, "weight": weight}
 
     def _rank_and_world(self) -> tuple[int, int]:
         rank, world = self._place
@@ -308,12 +313,18 @@ def _check_numbers(
     require(timeout_s > 0, "timeout_s", "be above 0", timeout_s)
 
 
-def _open(shards: str | Path | Mapping[str, float]) -> ShardIndex | Mixture:
-    if not isinstance(shards, Mapping):
-        return open_index(shards)
-    is_weighted = len(shards) > 0 and all(weight > 0 for weight in shards.values())
-    require(is_weighted, "shards", "be a folder, or folders with weights above 0", dict(shards))
-    return open_mixture(shards)
+def _open(
+    shards: Sources, where: str | None, weight: str | None, columns: Sequence[str]
+) -> ShardIndex | SeveralSets:
+    if isinstance(shards, Mapping):
+        is_weighted = len(shards) > 0 and all(weight > 0 for weight in shards.values())
+        require(is_weighted, "shards", "be a folder, or folders with weights above 0", dict(shards))
+    elif not isinstance(shards, str | Path):
+        require(len(shards) > 0, "shards", "name at least one folder", list(shards))
+    source = open_source(shards, where=where, weight=weight)
+    for index in source.sets.values() if isinstance(source, SeveralSets) else (source,):
+        check_columns(index, columns, key="columns")
+    return source
 
 
 def _augmentation(given: AugmentConfig | Mapping[str, Any] | bool) -> AugmentConfig:
@@ -322,15 +333,3 @@ def _augmentation(given: AugmentConfig | Mapping[str, Any] | bool) -> AugmentCon
     if isinstance(given, AugmentConfig):
         return given
     return AugmentConfig() if given else NO_AUGMENTATION
-
-
-def _known_columns(source: ShardIndex | Mixture, columns: Sequence[str]) -> tuple[str, ...]:
-    for index in source.sets.values() if isinstance(source, Mixture) else (source,):
-        known = (*COLUMNS.names, *index.extra)
-        for name in columns:
-            if name not in known:
-                raise DataError(
-                    f"columns: expected columns of {index.folder}, got {name!r}; fix: choose among "
-                    f"{', '.join(known)}"
-                )
-    return tuple(columns)

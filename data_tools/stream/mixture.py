@@ -1,14 +1,19 @@
-"""Samples of a run, from one data set, evenly or balanced by class, or from several in fixed proportions."""
+"""Samples of a run: from one or several data sets, evenly, by weight, by class or in fixed proportions."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 
+from kinemae.data_tools.conditions import select_rows
 from kinemae.data_tools.index import Sample, ShardIndex, open_index
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.stream.order import class_quotas, mixture_position, mixture_quotas, sample_at
+from kinemae.data_tools.stream.weighted_sampling import SystematicSampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +23,7 @@ class LocatedSample:
     Attributes:
         index: its data set.
         position: in that index.
-        key: its key in the run; in a mixture the folder of the data set and the sample's key.
+        key: its key in the run; with several data sets the folder and the sample's key.
     """
 
     index: ShardIndex
@@ -27,18 +32,11 @@ class LocatedSample:
     key: str
 
 
-class Mixture:
-    """Several data sets, sampled in proportion to their weights.
+class SeveralSets:
+    """Data sets by name, as one source of samples."""
 
-    Attributes:
-        sets: the data sets by name.
-        quotas: positions of each data set in a block, see `order.mixture_position`.
-    """
-
-    def __init__(self, sets: Mapping[str, ShardIndex], weights: Mapping[str, float]):
+    def __init__(self, sets: Mapping[str, ShardIndex]):
         self.sets = dict(sets)
-        self._weights = dict(weights)
-        self.quotas = mixture_quotas([weights[name] for name in sets])
         self.sizes = tuple(len(index) for index in sets.values())
 
     def __len__(self) -> int:
@@ -49,11 +47,66 @@ class Mixture:
         """Fingerprints of all data sets, in their order."""
         return "+".join(index.fingerprint for index in self.sets.values())
 
+    @property
+    def identity(self) -> str:
+        """Identities of all data sets, in their order."""
+        return "+".join(index.identity for index in self.sets.values())
+
+    def _renamed_sets(self, names: Mapping[str, str]) -> dict[str, ShardIndex]:
+        sets = {names.get(name, name): index for name, index in self.sets.items()}
+        return {name: sets[name] for name in sorted(sets)}
+
+
+class Concatenation(SeveralSets):
+    """Data sets that are sampled as one: each sample once per epoch, or in proportion to a column.
+
+    Args:
+        weight: the name of a column; None samples evenly. See `SystematicSampling`.
+    """
+
+    def __init__(self, sets: Mapping[str, ShardIndex], *, weight: str | None = None):
+        super().__init__(sets)
+        self.weight = weight
+        self._begins = (0, *accumulate(self.sizes))
+        self._sampling = None if weight is None else SystematicSampling([*sets.values()], weight)
+
+    def renamed(self, names: Mapping[str, str]) -> "Concatenation":
+        """The same data sets under new names, sorted by these; `names` maps old to new names."""
+        return Concatenation(self._renamed_sets(names), weight=self.weight)
+
+    def locate(self, seed: int, epoch: int, slot: int) -> tuple[int, int]:
+        """The number of the data set, and the position in it, at a slot of an epoch."""
+        if self._sampling is not None:
+            return self._sampling.locate(seed, epoch, slot)
+        number = bisect_right(self._begins, slot) - 1
+        return number, slot - self._begins[number]
+
+
+class Mixture(SeveralSets):
+    """Several data sets, sampled in proportion to their weights.
+
+    Args:
+        weights: of the data sets.
+        weight: the name of a column; samples of each set come in proportion to it. None samples evenly.
+
+    Attributes:
+        sets: the data sets by name.
+        quotas: positions of each data set in a block, see `order.mixture_position`.
+    """
+
+    def __init__(
+        self, sets: Mapping[str, ShardIndex], weights: Mapping[str, float], *, weight: str | None = None
+    ):
+        super().__init__(sets)
+        self.weight = weight
+        self._weights = dict(weights)
+        self.quotas = mixture_quotas([weights[name] for name in sets])
+        self.parts = [Concatenation({name: index}, weight=weight) for name, index in sets.items()]
+
     def renamed(self, names: Mapping[str, str]) -> "Mixture":
         """The same data sets under new names, sorted by these; `names` maps old to new names."""
-        sets = {names.get(name, name): index for name, index in self.sets.items()}
-        weights = {names.get(name, name): self._weights[name] for name in self.sets}
-        return Mixture({name: sets[name] for name in sorted(sets)}, weights)
+        weights = {names.get(name, name): weight for name, weight in self._weights.items()}
+        return Mixture(self._renamed_sets(names), weights, weight=self.weight)
 
     def epochs(self, videos: float) -> dict[str, float]:
         """Epochs of each data set in a run over so many videos."""
@@ -61,22 +114,43 @@ class Mixture:
         return {name: videos * quota / sum(self.quotas) / size for name, quota, size in sets}
 
 
-def open_mixture(
-    weights: Mapping[str, float], *, cache: Cache | None = None, outage_s: float | None = None
-) -> Mixture:
-    """Open the data sets of `data.mixture`: folders and their weights.
+Sources = str | Path | Sequence[str | Path] | Mapping[str, float]
+
+
+def open_source(
+    shards: Sources,
+    *,
+    where: str | None = None,
+    weight: str | None = None,
+    cache: Cache | None = None,
+    outage_s: float | None = None,
+) -> ShardIndex | SeveralSets:
+    """Open the data of a run.
 
     Args:
+        shards: one folder; a list of folders, read as one data set; or folders with their weights.
+        where: a condition over columns, see `conditions.py`: other samples are left out.
+        weight: a column: samples come in proportion to it.
         cache: cache of remote shards.
         outage_s: see `open_index`.
 
     Raises:
-        ValueError: a weight is too small beside the others.
-        DataError: a folder is no data set.
+        ValueError: a wrong condition or column, or a weight of a folder that is too small beside the others.
+        DataError: a folder is no data set, or has no sample that matches.
     """
-    try:  # sorted, so that the order in the config has no effect
-        sets = {folder: open_index(folder, cache=cache, outage_s=outage_s) for folder in sorted(weights)}
-        return Mixture(sets, weights)
+
+    def open_set(folder: str | Path) -> ShardIndex:
+        return select_rows(open_index(folder, cache=cache, outage_s=outage_s), where)
+
+    if isinstance(shards, str | Path):
+        index = open_set(shards)
+        return index if weight is None else Concatenation({str(shards): index}, weight=weight)
+    # Sorted, so that the order in the config has no effect.
+    sets = {folder: open_set(folder) for folder in sorted(map(str, shards))}
+    if not isinstance(shards, Mapping):
+        return Concatenation(sets, weight=weight)
+    try:
+        return Mixture(sets, shards, weight=weight)
     except ValueError as error:
         raise ValueError(f"data.mixture: {error}") from error
 
@@ -108,26 +182,35 @@ class BalancedClasses:
         return sum(self.sizes)
 
 
-Source = ShardIndex | Mixture | BalancedClasses
+Source = ShardIndex | SeveralSets | BalancedClasses
 
 
 def locate_sample(source: Source, *, seed: int, position: int) -> LocatedSample:
     """The sample at a position of the run; positions count videos."""
     if isinstance(source, Mixture):
         number, epoch, i = mixture_position(seed, position, source.quotas, source.sizes)
-        name, index = list(source.sets.items())[number]
         seed = derived_seed(seed, purpose="mixture/set", sample=number)
-        chosen = sample_at(seed, epoch, i, len(index))
-        sample = index.sample(chosen)
-        return LocatedSample(index=index, position=chosen, sample=sample, key=f"{name}/{sample.key}")
+        return _located(source.parts[number], seed, epoch, i, is_one=False)
+    if isinstance(source, Concatenation):
+        return _located(source, seed, *divmod(position, len(source)), is_one=len(source.sets) == 1)
     if isinstance(source, BalancedClasses):
         index = source.index
         number, epoch, i = mixture_position(seed, position, source.quotas, source.sizes)
         seed = derived_seed(seed, purpose="balance/class", sample=number)
         chosen = int(source.members[number][sample_at(seed, epoch, i, source.sizes[number])])
     else:
+        assert isinstance(source, ShardIndex)
         index = source
         epoch, i = divmod(position, len(index))
         chosen = sample_at(seed, epoch, i, len(index))
     sample = index.sample(chosen)
     return LocatedSample(index=index, position=chosen, sample=sample, key=sample.key)
+
+
+def _located(source: Concatenation, seed: int, epoch: int, i: int, *, is_one: bool) -> LocatedSample:
+    """The i-th sample of an epoch; `is_one`: the run has no other data set, so keys need no folder."""
+    number, chosen = source.locate(seed, epoch, sample_at(seed, epoch, i, len(source)))
+    name, index = list(source.sets.items())[number]
+    sample = index.sample(chosen)
+    key = sample.key if is_one else f"{name}/{sample.key}"
+    return LocatedSample(index=index, position=chosen, sample=sample, key=key)

@@ -107,6 +107,7 @@ def _check_against_training(config: FinetuneConfig, data: DataSet) -> None:
     folder = config.data.train
     try:
         train = open_index(folder, cache=config.data.cache, check_shards=False, outage_s=0)
+        train = config.data.selected("train", train)
     except DataError as error:
         if folder != NO_TRAINING_DATA:
             log.warning("data.train: not compared with the scored data, since it cannot be opened: %s", error)

@@ -20,7 +20,7 @@ def open_labelled(data: FinetuneData, name: str, *, task: Task, clip: ClipConfig
         StorageUnavailable: the storage did not respond for data.outage_s.
     """
     folder = getattr(data, name)
-    index = open_index(folder, cache=data.cache, outage_s=data.outage_s)
+    index = data.selected(name, open_index(folder, cache=data.cache, outage_s=data.outage_s))
     key = f"data.{name}={folder}"
     if data.segments is not None:
         index = segments_as_samples(index, data.segments, key=key)

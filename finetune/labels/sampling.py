@@ -7,22 +7,25 @@ import numpy as np
 
 from kinemae.data_tools.command import log
 from kinemae.data_tools.index import ShardIndex
-from kinemae.data_tools.stream.mixture import BalancedClasses, Source
-from kinemae.finetune.config import FinetuneAugment
+from kinemae.data_tools.stream.mixture import BalancedClasses, Concatenation, Source
+from kinemae.finetune.config import FinetuneAugment, FinetuneData
 from kinemae.finetune.tasks.base import Targets, Task
 
 _SIDES = {"left": "right", "right": "left"}
 
 
-def training_source(train: ShardIndex, task: Task, targets: Targets, *, balance: float) -> Source:
-    """The samples of a run in their order: as they occur, or balanced by class.
+def training_source(train: ShardIndex, task: Task, targets: Targets, data: FinetuneData) -> Source:
+    """The samples of a run in their order: as they occur, by weight, or balanced by class.
 
     Raises:
         ValueError: the samples of this task have no single class.
     """
-    if balance == 0:
+    if data.weight is not None:
+        return Concatenation({data.train: train}, weight=data.weight)
+    if data.balance == 0:
         return train
-    return BalancedClasses(train, _classes(task, targets, key="data.balance", unset="0"), balance=balance)
+    label_R = _classes(task, targets, key="data.balance", unset="0")
+    return BalancedClasses(train, label_R, balance=data.balance)
 
 
 def flippable(task: Task, targets: Targets, augment: FinetuneAugment) -> np.ndarray | None:

@@ -35,6 +35,7 @@ ALLOWED_CHANGES = {
     "validate.pause_after": "when the process stops",
     "validate.min_delta": "when the run stops",
     "data.test": "how the result is scored",
+    "data.test_where": "how the result is scored",
     "loss_guard": "other updates are left out from here on",
     "timeouts": "time limits",
     "evaluate": "how the result is scored",

@@ -13,7 +13,7 @@ from typing import Any
 
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.index import ShardIndex
-from kinemae.data_tools.stream.mixture import Mixture
+from kinemae.data_tools.stream.mixture import SeveralSets
 from kinemae.pretrain.runtime.config_changes import Change
 
 INPUTS_FILE = "inputs.json"
@@ -46,12 +46,12 @@ class Input:
 
 
 def data_inputs(
-    key: str, place: str | None, index: ShardIndex | Mixture, weights: Mapping[str, float] | None = None
+    key: str, place: str | None, index: ShardIndex | SeveralSets, weights: Mapping[str, float] | None = None
 ) -> list[Input]:
-    """A data set as an input; each set of a mixture."""
-    if isinstance(index, Mixture):
+    """A data set as an input; each one of several."""
+    if isinstance(index, SeveralSets):
         return [
-            Input(key=key, place=name, fingerprint=part.identity, weight=(weights or {})[name])
+            Input(key=key, place=name, fingerprint=part.identity, weight=(weights or {}).get(name))
             for name, part in index.sets.items()
         ]
     return [Input(key=key, place=str(place), fingerprint=index.identity)]

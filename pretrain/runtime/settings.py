@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from kinemae.data_tools.conditions import Condition
 from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.stream.loader import AugmentConfig
@@ -50,6 +51,24 @@ class StreamConfig:
         if self.cache_dir is None:
             return None
         return Cache(folder=Path(self.cache_dir).absolute(), size=round(self.cache_gb * 1e9))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData(StreamConfig):
+    """Settings of training data.
+
+    Attributes:
+        where: condition over columns, see `data_tools/conditions.py`: training leaves other samples out.
+        weight: column of weights: training samples come in proportion to it.
+    """
+
+    where: str | None = None
+    weight: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.where is not None:
+            Condition(self.where, key="data.where")
 
 
 @dataclass(frozen=True, kw_only=True)

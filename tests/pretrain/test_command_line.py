@@ -104,6 +104,11 @@ def refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
             ["data.shards=null", "data.mixture={a: much}"],
             "config key data.mixture.a: expected a number, got 'much'",
         ),
+        (["data.concatenate=[a]"], "data.shards must be null if data.concatenate is set, got '/"),
+        (["data.shards=null", "data.concatenate=[a, a]"], "data.concatenate must name one or more folders"),
+        (["data.where=label >"], "data.where: expected a condition over columns, got 'label >' (invalid"),
+        (["data.where=lable is None"], "got 'lable'; did you mean 'label'?"),
+        (["data.weight=key"], "data.weight: expected a column of numbers of "),
         (["batch.global_clips=31"], "batch.global_clips=31 cannot be shared by 1 processes"),
     ],
 )
@@ -243,6 +248,19 @@ def test_a_dry_run_of_a_mixture_counts_the_epochs_of_each_set(
         folders[0]: 3.75,
         folders[1]: 1.0,
     }  # 160 videos, three quarters and one quarter
+
+
+def test_a_dry_run_counts_the_samples_of_concatenated_sets_that_match(
+    arguments: list[str], synth_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = f"data.concatenate=[{synth_shards / 'train'}, {synth_shards / 'unlabelled'}]"
+    data = ["data.shards=null", folders, "data.where=label in ['move_left', 'move_right'] or label is None"]
+    assert (
+        run_program(PROGRAM, [*arguments, "--dry-run", "--json", "steps=6", *data, "data.weight=frames"]) == 0
+    )
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["samples"] == 48  # 8 and 40
+    assert counts["epochs"] == 2.0
 
 
 def test_a_dry_run_shows_the_resolved_config_ahead_of_the_counts(

@@ -104,6 +104,26 @@ def test_a_state_of_another_run_is_an_error(shards, synth_shards):
         kinemae.clips(synth_shards / "train", CLIP).load_state_dict(state)
 
 
+def test_chosen_and_weighted_samples_of_several_sets_are_read_as_one(shards, synth_shards):
+    folders = [shards, synth_shards / "train"]
+    where = "label in ['move_left', 'move_right']"
+    dataset = kinemae.clips(folders, CLIP, where=where)
+    keys = [batch["key"] for batch in dataset]
+    expected = [
+        f"{folder}/{sample.key}"
+        for folder in folders
+        for sample in (open_index(folder).sample(place) for place in range(len(open_index(folder))))
+        if dataset.reader.clips.index.sets[str(folder)].classes[sample.label] in ("move_left", "move_right")
+    ]
+    assert sorted(keys) == sorted(expected)
+    weighted = kinemae.clips(folders, CLIP, where=where, weight="frames")  # all are of equal length
+    assert [batch["key"] for batch in weighted] == keys
+    with pytest.raises(ValueError, match="weight: expected the state of a run with None, got 'frames'"):
+        dataset.load_state_dict(weighted.state_dict())
+    with pytest.raises(ValueError, match="shards must name at least one folder"):
+        kinemae.clips([], CLIP)
+
+
 def noise(clip_CTHW):
     return clip_CTHW / 255 + torch.rand(clip_CTHW.shape)
 

@@ -10,7 +10,7 @@ import torch
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips, training_loader
-from kinemae.data_tools.stream.mixture import Mixture, locate_sample, open_mixture
+from kinemae.data_tools.stream.mixture import Mixture, locate_sample, open_source
 from kinemae.data_tools.stream.order import MIXTURE_BLOCK, plan_batch
 
 CLIP = ClipConfig(frames=2, stride=2, size=16)
@@ -28,7 +28,7 @@ def clips_of(mixture: Mixture) -> TrainingClips:
 def test_each_set_is_shown_in_its_proportion_and_every_sample_once_in_each_epoch_of_its_set(
     weights: dict[str, float],
 ) -> None:
-    mixture = open_mixture(weights)
+    mixture = open_source(weights)
     found = [locate_sample(mixture, seed=3, position=place) for place in range(MIXTURE_BLOCK)]
     for name, index in mixture.sets.items():
         keys = [one.key for one in found if one.index is index]
@@ -51,7 +51,7 @@ def test_the_data_sets_of_a_mixture_have_different_orders(synth_shards: Path) ->
 
 
 def test_the_order_of_the_folders_has_no_effect(weights: dict[str, float]) -> None:
-    one, other = open_mixture(weights), open_mixture(dict(reversed(weights.items())))
+    one, other = open_source(weights), open_source(dict(reversed(weights.items())))
     keys = [
         [locate_sample(mixture, seed=3, position=place).key for place in range(200)]
         for mixture in (one, other)
@@ -61,7 +61,7 @@ def test_the_order_of_the_folders_has_no_effect(weights: dict[str, float]) -> No
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_mixture_is_read_like_a_single_set(weights: dict[str, float], workers: int) -> None:
-    clips = clips_of(open_mixture(weights))
+    clips = clips_of(open_source(weights))
     whole = clips.batch(range(32))
     loaded = list(
         training_loader(
@@ -76,7 +76,7 @@ def test_a_mixture_is_read_like_a_single_set(weights: dict[str, float], workers:
 
 
 def test_a_clip_of_a_mixture_is_the_clip_of_its_own_set(weights: dict[str, float]) -> None:
-    mixture = open_mixture(weights)
+    mixture = open_source(weights)
     batch = clips_of(mixture).batch(range(8))
     for row, key in enumerate(batch.keys):
         folder, _, own = key.rpartition("/")
@@ -86,14 +86,14 @@ def test_a_clip_of_a_mixture_is_the_clip_of_its_own_set(weights: dict[str, float
 
 
 def test_a_pickled_mixture_contains_no_index(weights: dict[str, float]) -> None:
-    clips = clips_of(open_mixture(weights))
+    clips = clips_of(open_source(weights))
     pickled = pickle.dumps(clips)
     assert len(pickled) < 4000
     assert pickle.loads(pickled).batch(range(4)).keys == clips.batch(range(4)).keys
 
 
 def test_epochs_are_counted_for_each_set(weights: dict[str, float], synth_shards: Path) -> None:
-    mixture = open_mixture(weights)
+    mixture = open_source(weights)
     epochs = mixture.epochs(1000)
     assert epochs[str(synth_shards / "train")] == 750 / len(open_index(synth_shards / "train"))
     assert len(mixture) == sum(len(index) for index in mixture.sets.values())
@@ -105,9 +105,9 @@ def test_a_weight_too_small_for_the_mixture_is_refused(weights: dict[str, float]
         r"data.mixture: each weight must be at least 1/1000 of all weights together, got 0.0001 of 3.0001"
     )
     with pytest.raises(ValueError, match=message):
-        open_mixture(tiny)
+        open_source(tiny)
 
 
 def test_a_folder_without_a_data_set_is_an_error(weights: dict[str, float], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=str(tmp_path / "nothing")):
-        open_mixture({**weights, str(tmp_path / "nothing"): 1})
+        open_source({**weights, str(tmp_path / "nothing"): 1})

@@ -7,8 +7,10 @@ import pytest
 
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.data_tools.stream.mixture import locate_sample
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.labels.data_sets import open_data_sets, open_scored, validation_samples
+from kinemae.finetune.labels.sampling import training_source
 from kinemae.finetune.tasks.classification import Classification
 
 CLIP = ClipConfig(frames=4, stride=2, size=16)
@@ -61,3 +63,32 @@ def test_some_validated_videos_are_drawn_by_the_seed(config):
     assert few == validation_samples(config("validate.videos=5"), data.selection.index)
     assert few != validation_samples(config("validate.videos=5", "seed=1"), data.selection.index)
     assert validation_samples(config(), data.selection.index) == list(range(24))
+
+
+def test_each_set_has_its_own_condition(config):
+    pair = "label in ['move_left', 'move_right']"
+    run = config(f"data.where={pair}", f"data.validation_where={pair} and key != ''")
+    data = open_data_sets(run, Classification(), CLIP)
+    for index in (data.whole.index, data.scored.index):
+        assert sorted({index.classes[label] for label in index.column("label")}) == [
+            "move_left",
+            "move_right",
+        ]
+    with pytest.raises(ValueError, match=r"data.test_where: expected a condition"):
+        config("data.test_where=label >", "data.test=x")
+    with pytest.raises(ValueError, match=r"data.test must name a folder if data.test_where is set"):
+        config("data.test_where=label is None")
+    with pytest.raises(ValueError, match=r"data.balance must be 0 if data.weight is set, got 1\.0"):
+        config("data.weight=frames", "data.balance=1")
+
+
+def test_a_weight_belongs_to_the_samples_that_are_trained_on(config):
+    where = ("data.where=label < 3", "data.validation_where=label < 3")
+    run = config("data.weight=frames", *where, "validate.fraction=0.25")
+    task = Classification()
+    data = open_data_sets(run, task, CLIP)
+    targets = task.read(data.train.index, key="x")
+    source = training_source(data.train.index, task, targets, run.data)
+    shown = [locate_sample(source, seed=1, position=place) for place in range(len(source))]
+    assert sorted(one.key for one in shown) == sorted(keys(data.train.index))  # all have equal weights
+    assert all(data.train.index.sample(one.position).key == one.key for one in shown)

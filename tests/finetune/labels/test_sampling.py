@@ -6,7 +6,7 @@ import pytest
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.mixture import BalancedClasses
-from kinemae.finetune.config import FinetuneAugment, FinetuneConfig
+from kinemae.finetune.config import FinetuneAugment, FinetuneConfig, FinetuneData
 from kinemae.finetune.labels.sampling import flippable, training_source
 from kinemae.finetune.tasks.base import Task
 from kinemae.finetune.tasks.classification import Classification
@@ -23,12 +23,12 @@ def labelled(synth_shards):
 
 def test_balance_zero_keeps_the_order_of_the_data_set(labelled):
     index, task, targets = labelled
-    assert training_source(index, task, targets, balance=0.0) is index
+    assert training_source(index, task, targets, FinetuneData(train="x")) is index
 
 
 def test_balance_groups_the_samples_by_the_label_of_the_task(labelled):
     index, task, targets = labelled
-    source = training_source(index, task, targets, balance=1.0)
+    source = training_source(index, task, targets, FinetuneData(train="x", balance=1.0))
     assert isinstance(source, BalancedClasses) and source.sizes == (4,) * 8
     assert [set(index.column("label")[members]) for members in source.members] == [{n} for n in range(8)]
 
@@ -38,7 +38,7 @@ def test_a_task_without_classes_cannot_be_balanced(labelled):
     with pytest.raises(
         ValueError, match=r"data.balance: expected 0, since samples of this task have no single"
     ):
-        training_source(index, Task(), targets, balance=0.5)
+        training_source(index, Task(), targets, FinetuneData(train="x", balance=0.5))
     with pytest.raises(ValueError, match=r"augment.flip_except: expected \[\], since samples of this task"):
         flippable(Task(), targets, FinetuneAugment(flip_except=["a"]))
 

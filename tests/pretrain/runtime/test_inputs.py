@@ -110,6 +110,27 @@ def test_moved_sets_of_a_mixture_keep_their_clips(
         make_plan(mixed(tmp_path / "first", data, 1, 3))
 
 
+def test_moved_sets_of_a_concatenation_keep_their_clips_and_a_condition_belongs_to_the_run(
+    small_config: Build, tmp_path: Path, data: Path, synth_shards: Path
+) -> None:
+    def joined(first: Path, *overrides: str) -> PretrainConfig:
+        return small_config("data.shards=null", f"data.concatenate=[{first}, {data}]", *overrides)
+
+    where = "data.where=frames > 1"
+    shutil.copytree(synth_shards / "train", tmp_path / "first")
+    before = begin(joined(tmp_path / "first", where))
+    (tmp_path / "first").rename(tmp_path / "xyz")  # comes after the other now
+    after = make_plan(joined(tmp_path / "xyz", where))
+    assert after.continues
+    clips = [
+        [locate_sample(plan.index, seed=3, position=i).key for i in range(99)] for plan in (before, after)
+    ]
+    assert clips[0] == clips[1]
+    for override in ("data.where=null", "data.weight=frames"):
+        with pytest.raises(ValueError, match=override.partition("=")[0]):
+            make_plan(joined(tmp_path / "xyz", where, override))
+
+
 def test_encoders_are_identified_by_their_weights_at_every_config_key(tmp_path: Path) -> None:
     for name, value in (("a", 1.0), ("same", 1.0), ("other", 2.0)):
         (tmp_path / name).mkdir()
