@@ -98,6 +98,11 @@ def to_json_lines(content: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+def to_json_text(content: Any) -> str:
+    """Format as indented JSON, without escapes of non-ASCII characters."""
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
 def to_jsonl(entries: Iterable[Mapping[str, Any]]) -> str:
     """Format entries as JSON lines, without escapes of non-ASCII characters."""
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)

@@ -83,13 +83,19 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def progress(results: Iterable[Result], *, total: int, what: str, unit: str = "video") -> Iterator[Result]:
-    """Yield the results and show progress: a bar on a terminal, plain lines in a log."""
+def progress(
+    results: Iterable[Result], *, total: int, what: str, unit: str = "video", first: int = 0
+) -> Iterator[Result]:
+    """Yield the results and show progress: a bar on a terminal, plain lines in a log.
+
+    Args:
+        first: number of results before the first of these.
+    """
     if sys.stderr.isatty():
-        yield from tqdm(results, total=total, desc=what, unit=unit)
+        yield from tqdm(results, total=total, desc=what, unit=unit, initial=first)
         return
-    pace = Pace(total=total)
-    for done, result in enumerate(results, start=1):
+    pace = Pace(first=first, total=total)
+    for done, result in enumerate(results, start=first + 1):
         yield result
         if pace.is_due(done):
             log.info("%s: %d of %d, %s", what, done, total, pace.left() or f"{pace.per_s:.1f} {unit}s/s")

@@ -2,19 +2,23 @@
 
 import io
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import NoReturn
 
 import av
 import numpy as np
+import pytest
 import torch
 
 from kinemae.data_tools.__main__ import PROGRAM
-from kinemae.data_tools.command import run_program
+from kinemae.data_tools.command import DataError, run_program
 from kinemae.data_tools.encoding.encode import EncodeConfig, write_video
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.randomness import generator
+from kinemae.data_tools.sharding.output import Output
 
 
 def write_clip(path: Path, number: int, *, frames: int = 3, height: int = 16, width: int = 16) -> None:
@@ -86,6 +90,18 @@ MATROSKA = ("matroska", "libx264", "yuv420p")
 def shard(source: Path | str, out: Path | str, *overrides: str, workers: int = 1) -> int:
     """Run `kinemae data shard` in this process; return its exit code."""
     return run_program(PROGRAM, ["shard", str(source), str(out), f"workers={workers}", *overrides])
+
+
+@contextmanager
+def stopped_before_shards() -> Iterator[None]:
+    """Let `shard` fail when it would write a shard, with all videos stored in the work folder."""
+
+    def stop(*arguments: object) -> NoReturn:
+        raise DataError("stopped before the shards")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Output, "write_shard", stop)
+        yield
 
 
 def contents(folder: Path) -> dict[str, bytes]:

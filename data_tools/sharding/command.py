@@ -12,18 +12,23 @@ Equal sources and configs give equal bytes, for any number of processes and of i
 
 import argparse
 import json
+import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
-from kinemae.data_tools.command import DataError, log, writing_to
+from kinemae.data_tools.command import log, writing_to
 from kinemae.data_tools.config import load_config
-from kinemae.data_tools.files import to_jsonl
+from kinemae.data_tools.files import to_json_text, to_jsonl
 from kinemae.data_tools.index import DATASET_NAME, REJECTED_NAME, open_index
 from kinemae.data_tools.layouts.base import Job
-from kinemae.data_tools.manifest.class_map import CLASSES_NAME, class_list, sorted_classes
-from kinemae.data_tools.manifest.videos import SPLITS, Manifest, SourceVideo
-from kinemae.data_tools.sharding.output import Output, SplitSample
+from kinemae.data_tools.manifest.class_map import CLASSES_NAME, sorted_classes
+from kinemae.data_tools.manifest.videos import SPLITS
+from kinemae.data_tools.progress import progress
+from kinemae.data_tools.sharding.output import Output
+from kinemae.data_tools.sharding.parts import PARTS_NAME, Part
 from kinemae.data_tools.sharding.plan import Plan, ShardConfig, make_plan
 from kinemae.data_tools.sharding.rejects import (
     NOTES_NAME,
@@ -33,56 +38,55 @@ from kinemae.data_tools.sharding.rejects import (
     warn_of_notes,
     warn_of_temporary,
 )
-from kinemae.data_tools.sharding.splits import Digests, assign_splits, count_copies, leaks, safe_keys
-from kinemae.data_tools.sharding.transcode import TranscodeResult, forget_rejected, transcode
+from kinemae.data_tools.sharding.split_index import check_contents, write_split_index
+from kinemae.data_tools.sharding.splits import shuffled
+from kinemae.data_tools.sharding.transcode import Done, TranscodeResult, forget_rejected, transcode
+from kinemae.data_tools.sharding.windows import SplitWriter, WindowLog
 from kinemae.data_tools.storage.location import Location, location
 
 STATE_NAME = "shard.json"
 
-Results = Sequence[tuple[SourceVideo, TranscodeResult]]
-
 
 def run_shard(arguments: argparse.Namespace) -> None:
-    """List the videos, transcode them, assign splits, and write the shards."""
+    """List the videos and write the shards of each split."""
     settings = load_config(ShardConfig, None, arguments.overrides)
     root, out = location(arguments.source), location(arguments.out)
     plan = make_plan(root, settings)
-    done = _check_out(out, plan.state)
-    summary = _summary(plan.manifest)
+    output = Output(out, settings.work_dir, plan.part)
+    _check_root(out, plan.part)
+    done = _check_out(output.out, plan.state)
+    summary = _summary(plan)
     log.info(
         "%s: %d videos, %d classes, splits: %s, %d other files",
         *(root, summary["videos"], len(summary["classes"])),
         *(", ".join(summary["given_splits"]) or "none", plan.manifest.ignored),
     )
-    output = Output(out, settings.work_dir)
     was_complete = done
     if done and settings.retry_rejected and not arguments.dry_run:
         done = not _is_any_readable_now(plan, output)
     if done:
-        log.info("%s is complete already", out)
-        warn_of_temporary(_entries(out, REJECTED_NAME))
+        log.info("%s is complete already", output.out)
+        warn_of_temporary(_entries(output.out, REJECTED_NAME))
         output.remove_work()
     elif not arguments.dry_run:
-        with writing_to(out.path or output.work):
-            output.write_text(STATE_NAME, _json({**plan.state, "complete": False}))
+        with writing_to(output.out.path or output.work):
+            output.write_text(STATE_NAME, to_json_text({**plan.state, "complete": False}))
             if was_complete:  # readers of OUT must not find new shards with an old index
                 for split in SPLITS:
-                    (out / split / DATASET_NAME).remove()
+                    (output.out / split / DATASET_NAME).remove()
             with output.opened():
-                if settings.retry_rejected and not was_complete:
-                    forget_rejected(output.work)
                 _shard(plan, output)
-                output.write_text(STATE_NAME, _json({**plan.state, "complete": True}))
+                output.write_text(STATE_NAME, to_json_text({**plan.state, "complete": True}))
                 output.remove_work()
     if arguments.json:
-        written = _written(out) if done or not arguments.dry_run else {}
+        written = _written(output.out) if done or not arguments.dry_run else {}
         sys.stdout.write(json.dumps({**summary, **written}) + "\n")
 
 
 def _is_any_readable_now(plan: Plan, output: Output) -> bool:
     """Try the rejected videos of a complete OUT again; if one is readable, OUT has to be written again."""
     rejected = {entry["path"] for entry in _entries(output.out, REJECTED_NAME)}
-    jobs = [job for job in _jobs(plan, output) if job.video.name in rejected]
+    jobs = [job for split in SPLITS for job in _jobs(plan, output, split) if job.video.name in rejected]
     if not jobs:
         return False
     with writing_to(output.out.path or output.work), output.opened():
@@ -91,94 +95,125 @@ def _is_any_readable_now(plan: Plan, output: Output) -> bool:
     return readable > 0
 
 
-def _jobs(plan: Plan, output: Output) -> list[Job]:
-    settings, videos = plan.settings, plan.manifest.videos
-    rules, seed = settings.segment_rules, settings.seed
+def _jobs(plan: Plan, output: Output, split: str) -> list[Job]:
+    """The videos of a split in their order in the shards: by name, then shuffled by the seed."""
+    settings, rules = plan.settings, plan.settings.segment_rules
+    videos = zip(plan.manifest.videos, plan.keys, plan.splits, strict=True)
+    own = sorted((video.name, number) for number, (video, _, where) in enumerate(videos) if where == split)
     return [
-        Job(video=video, key=key, folder=output.work, seed=seed, segment_rules=rules)
-        for video, key in zip(videos, safe_keys([video.name for video in videos]), strict=True)
+        Job(
+            video=plan.manifest.videos[number],
+            key=plan.keys[number],
+            folder=output.spool,
+            seed=settings.seed,
+            segment_rules=rules,
+        )
+        for _, number in shuffled(own, seed=settings.seed, purpose=f"shard/order/{split}")
     ]
 
 
-def _transcode(plan: Plan, output: Output, jobs: list[Job]) -> Results:
-    results = transcode(
+def _transcode(
+    plan: Plan, output: Output, jobs: Sequence[Job], first: int = 0
+) -> Iterator[tuple[Job, TranscodeResult]]:
+    """Store videos. `first` is the number of videos before them, for the progress."""
+    settings = plan.settings
+    workers = settings.workers or len(os.sched_getaffinity(0))
+
+    def show(done: Iterable[Done], known: int) -> Iterator[Done]:
+        nonlocal first
+        first += known
+        for result in progress(done, total=len(plan.manifest.videos), what="store", first=first):
+            first += 1
+            yield result
+
+    return transcode(
         jobs,
         plan.layout,
         output.work,
-        workers=plan.settings.workers,
-        is_sharded=output.is_sharded,
-        timeout_s=plan.settings.timeout_s,
+        workers=settings.workers,
+        timeout_s=settings.timeout_s,
+        batch_bytes=workers * settings.megabytes_per_shard * 1_000_000,
+        show=show,
     )
-    return list(zip([job.video for job in jobs], results, strict=True))
 
 
 def _shard(plan: Plan, output: Output) -> None:
-    settings = plan.settings
-    results = _transcode(plan, output, _jobs(plan, output))
-    rejected = _rejected(results)
-    output.write_text(REJECTED_NAME, to_jsonl(rejected))
-    notes = [{"path": video.name, "note": result.note} for video, result in results if result.note]
-    output.write_text(NOTES_NAME, to_jsonl(notes))
-    warn_of_notes(notes, NOTES_NAME)
-    check_rejects(rejected, len(results), settings.max_bad_fraction, output.out / REJECTED_NAME)
-    readable = {video.name: result for video, result in results if result.samples}
-    videos = [video for video in plan.manifest.videos if video.name in readable]
-    classes = class_list(
-        {video.name: video.label for video in videos},
-        plan.given_classes or plan.manifest.classes,
-        origin=f"classes={settings.classes}" if plan.given_classes else "the source",
-    )
-    output.write_text(CLASSES_NAME, _json(classes))
-    digests = {name: result.content for name, result in readable.items()}
-    splits = _assign_splits(videos, digests, settings)
-    for split, members in splits.items():
-        samples = [
-            SplitSample(video=video, stored=stored, content=digests[video.name])
-            for video in members
-            for stored in readable[video.name].samples
-        ]
-        output.write_split(split, samples, classes, plan.record)
-        of_split = [pair for pair in results if (pair[0].split or "train") == split]
-        output.write_text(f"{split}/{REJECTED_NAME}", to_jsonl(_rejected(of_split)))
-    _warn_of_absent_classes(splits, classes)
+    if plan.settings.retry_rejected:
+        forget_rejected(output.work)
+    videos = {video.name: video for video in plan.manifest.videos}
+    windows = WindowLog(output, videos.__getitem__)
+    retried = {name for name, entry in windows.rejected.items() if _is_retried(plan, entry)}
+    output.write_text(CLASSES_NAME, to_json_text(plan.classes))
+    before = 0
+    for split in SPLITS:
+        jobs = _jobs(plan, output, split)
+        writer = SplitWriter(split, output, windows, classes=plan.classes, record=plan.record)
+        for job, result in _transcode(plan, output, jobs[writer.videos :], before + writer.videos):
+            writer.add(job.video, result)
+            if len(windows.rejected) - len(retried) > _max_rejected(plan):
+                _write_rejects(plan, output, windows)
+        again = [job for job in jobs if job.video.name in retried]
+        for job, result in _transcode(plan, output, again, before):
+            writer.add(job.video, result, is_retry=True)
+        writer.close()
+        before += len(jobs)
+    _write_rejects(plan, output, windows)
+    check_contents(plan, windows)
+    for split, state in windows.splits.items():
+        if state.samples:
+            write_split_index(split, plan, output, windows)
 
 
-def _assign_splits(
-    videos: list[SourceVideo], digests: Digests, settings: ShardConfig
-) -> dict[str, list[SourceVideo]]:
-    """Splits without leaks.
+def _max_rejected(plan: Plan) -> float:
+    """Limit of rejected videos. A part has none, because `merge` checks all parts together."""
+    return math.inf if plan.part else plan.settings.max_bad_fraction * len(plan.manifest.videos)
+
+
+def _is_retried(plan: Plan, entry: Mapping[str, Any]) -> bool:
+    return plan.settings.retry_rejected or not entry.get("is_final", True)
+
+
+def _write_rejects(plan: Plan, output: Output, windows: WindowLog) -> None:
+    """Write the lists of rejected and noted videos.
 
     Raises:
-        DataError: the source's own splits share a video or a group, and the config does not allow it.
+        DataError: too many videos are rejected.
     """
-    fraction = settings.validation_fraction
-    splits = assign_splits(videos, digests, validation_fraction=fraction, seed=settings.seed)
-    found = leaks(splits, digests)
-    if found:
-        message = f"expected splits without common videos or groups, got {len(found)} leaks, first {found[0]}"
-        if settings.leaks == "error":
-            raise DataError(f"leaks=error: {message}; fix: remove one of them, or set leaks=warn")
-        log.warning("%s", message)
-    copies = count_copies(videos, digests)
-    if copies:
-        log.warning("%d videos have the same bytes as another one", copies)
-    return splits
+    rejected, notes = (
+        sorted(entries.values(), key=itemgetter("path")) for entries in (windows.rejected, windows.notes)
+    )
+    output.write_text(REJECTED_NAME, to_jsonl(rejected))
+    output.write_text(NOTES_NAME, to_jsonl(notes))
+    given = {video.name: video.split or "train" for video in plan.manifest.videos}
+    for split, state in windows.splits.items():
+        if state.samples:
+            own = [entry for entry in rejected if given[entry["path"]] == split]
+            output.write_text(f"{split}/{REJECTED_NAME}", to_jsonl(own))
+    warn_of_notes(notes, NOTES_NAME)
+    if plan.part is None:
+        fraction, total = plan.settings.max_bad_fraction, len(plan.manifest.videos)
+        check_rejects(rejected, total, fraction, output.out / REJECTED_NAME)
+    elif rejected:
+        log.warning("%d videos of this part are rejected; see %s", len(rejected), output.out / REJECTED_NAME)
 
 
-def _rejected(results: Results) -> list[dict[str, Any]]:
-    return [
-        {"path": video.name, "reason": result.reason, **({} if result.is_final else {"is_final": False})}
-        for video, result in results
-        if result.reason
-    ]
+def _check_root(out: Location, part: Part | None) -> None:
+    """Check that OUT holds parts only, if a part is written, and no parts otherwise.
 
-
-def _warn_of_absent_classes(splits: dict[str, list[SourceVideo]], classes: Sequence[str]) -> None:
-    for split, videos in splits.items():
-        present = {video.label for video in videos if video.label is not None}
-        absent = [label for label in classes if label not in present]
-        if present and absent:
-            log.warning("%s has no video of %d classes, first %s", split, len(absent), absent[0])
+    Raises:
+        ValueError: it holds something else.
+    """
+    names = set(out.list())
+    if part is None and PARTS_NAME in names and STATE_NAME not in names:
+        raise ValueError(
+            f"OUT {out}: expected no parts without the key part, got {PARTS_NAME}; "
+            f"fix: run `kinemae data merge {out / PARTS_NAME} {out}`, or choose a new folder"
+        )
+    if part is not None and names - {PARTS_NAME, *SPLITS}:
+        raise ValueError(
+            f"part={part.number}/{part.count}: expected an empty OUT or one with parts only, got "
+            f"{sorted(names - {PARTS_NAME, *SPLITS})[0]} in {out}; fix: choose a new folder"
+        )
 
 
 def _check_out(out: Location, state: dict[str, Any]) -> bool:
@@ -205,12 +240,13 @@ def _check_out(out: Location, state: dict[str, Any]) -> bool:
     return bool(found.get("complete"))
 
 
-def _summary(manifest: Manifest) -> dict[str, Any]:
+def _summary(plan: Plan) -> dict[str, Any]:
+    videos = plan.manifest.videos
     return {
-        "videos": len(manifest.videos),
-        "ignored": manifest.ignored,
-        "classes": sorted_classes(video.label for video in manifest.videos if video.label is not None),
-        "given_splits": sorted({video.split for video in manifest.videos if video.split is not None}),
+        "videos": len(videos),
+        "ignored": plan.manifest.ignored,
+        "classes": sorted_classes(video.label for video in videos if video.label is not None),
+        "given_splits": sorted({video.split for video in videos if video.split is not None}),
     }
 
 
@@ -235,7 +271,3 @@ def _written(out: Location) -> dict[str, Any]:
 
 def _entries(out: Location, name: str) -> list[dict[str, Any]]:
     return read_entries((out / name).read().decode())
-
-
-def _json(content: Any) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False)

@@ -4,19 +4,27 @@ import dataclasses
 import hashlib
 import inspect
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.config import require
 from kinemae.data_tools.encoding.resample import SegmentRules
 from kinemae.data_tools.layouts.base import Layout
 from kinemae.data_tools.manifest.class_map import class_list, read_classes, sorted_classes, warn_of_labels
-from kinemae.data_tools.manifest.videos import Manifest
+from kinemae.data_tools.manifest.videos import Manifest, SourceVideo
 from kinemae.data_tools.pool import TIMEOUT_S
 from kinemae.data_tools.sharding.detect_source import check_not_empty, detect_source, warn_of_one_class
+from kinemae.data_tools.sharding.parts import Part, parse_part
+from kinemae.data_tools.sharding.sketches import sketches
+from kinemae.data_tools.sharding.splits import assign_splits, leaks, safe_keys
 from kinemae.data_tools.sources.base import Source
 from kinemae.data_tools.storage.location import Location
+
+# Keys that do not change the stored bytes.
+_NO_EFFECT = ("workers", "timeout_s", "work_dir", "retry_rejected", "leaks", "max_bad_fraction", "part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +47,7 @@ class ShardConfig:
         leaks: if given splits share a video or a group: "error" or "warn".
         classes: fixes the class numbers: an earlier OUT, a dataset.json, or a list of classes.
         seed: of the splits, the order in the shards, and the positions of reference frames.
+        part: store one part of the videos, NUMBER/COUNT; see `parts.py`.
         samples_per_shard, megabytes_per_shard: the limit that is reached first ends a shard.
         max_bad_fraction: stop if a larger fraction of the videos is unreadable; 1 never stops.
         workers: processes that decode and encode videos; 0 means one per core.
@@ -55,8 +64,9 @@ class ShardConfig:
     validation_fraction: float = 0.2
     leaks: str = "error"
     classes: str | None = None
-    samples_per_shard: int = 1000
-    megabytes_per_shard: int = 256
+    part: str | None = None
+    samples_per_shard: int = 10_000
+    megabytes_per_shard: int = 1000
     max_bad_fraction: float = 1.0
     workers: int = 0
     timeout_s: float = TIMEOUT_S
@@ -71,6 +81,8 @@ class ShardConfig:
         require(self.leaks in ("error", "warn"), "leaks", "be error or warn", self.leaks)
         for name in ("samples_per_shard", "megabytes_per_shard"):
             require(getattr(self, name) >= 1, name, "be at least 1", getattr(self, name))
+        if self.part is not None:
+            parse_part(self.part)
         require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction", "lie in [0, 1]", self.max_bad_fraction)
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)
         require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)
@@ -85,15 +97,22 @@ class ShardConfig:
 class Plan:
     """A checked config and the videos of its source.
 
+    Splits, classes, keys and columns are functions of the whole source, so that parts agree on them.
+
     Attributes:
-        given_classes: the classes of `classes`; empty if it is not set.
+        manifest: the videos of the part, or all.
+        keys, splits: by the position of a video in the manifest.
+        columns: the types of the additional columns: int, float or str.
         state: identifies the data set: equal states give equal bytes.
     """
 
     settings: ShardConfig
     layout: Layout
     manifest: Manifest
-    given_classes: tuple[str, ...]
+    keys: tuple[str, ...]
+    splits: tuple[str, ...]
+    classes: tuple[str, ...]
+    columns: Mapping[str, type]
     state: dict[str, Any]
 
     @property
@@ -101,12 +120,17 @@ class Plan:
         """The config, as dataset.json holds it."""
         return self.state["config"]
 
+    @property
+    def part(self) -> Part | None:
+        return parse_part(self.settings.part) if self.settings.part else None
+
 
 def make_plan(root: Location, settings: ShardConfig) -> Plan:
     """Check everything that can be checked before a video is opened.
 
     Raises:
-        DataError: SOURCE does not exist or holds no video, or a label is not among the given classes.
+        DataError: SOURCE does not exist or holds no video, a label is not among the given classes, or given
+            splits share a group and the config does not allow it.
         ValueError: an unknown component, or a layout that cannot store these videos.
     """
     layout = build_component("kinemae.data_tools.layouts", settings.layout, Layout)
@@ -118,19 +142,80 @@ def make_plan(root: Location, settings: ShardConfig) -> Plan:
         warn_of_one_class(root, manifest)
     for video in manifest.videos:
         layout.check(video, settings.segment_rules)
+    classes = _classes(manifest, given, settings)
+    splits = _splits(manifest.videos, settings)
+    keys = safe_keys([video.name for video in manifest.videos])
+    part = parse_part(settings.part) if settings.part else Part(0, 1)
+    own = [number for number, video in enumerate(manifest.videos) if part.holds(video.name)]
+    chosen = replace(manifest, videos=tuple(manifest.videos[number] for number in own))
+    name = root.name if root.path is None else root.path.resolve().name
+    return Plan(
+        settings=settings,
+        layout=layout,
+        manifest=chosen,
+        keys=tuple(keys[number] for number in own),
+        splits=tuple(splits[number] for number in own),
+        classes=tuple(classes),
+        columns=_columns(manifest.videos),
+        state={
+            "source": name,
+            "config": _record(settings, source, layout, given),
+            "manifest": _fingerprint(_metadata(video) for video in manifest.videos),
+            "sizes": _fingerprint(_size(video) for video in chosen.videos),
+        },
+    )
+
+
+def _classes(manifest: Manifest, given: Sequence[str], settings: ShardConfig) -> list[str]:
     labels = {video.name: video.label for video in manifest.videos}
     warn_of_labels(sorted_classes(label for label in labels.values() if label is not None))
-    class_list(labels, given, origin=f"classes={settings.classes}")
-    record = dataclasses.asdict(settings)
-    for name in ("workers", "timeout_s", "work_dir", "retry_rejected"):  # they do not change the result
-        del record[name]
-    record["classes"] = list(given) or None
-    record["source"] = dataclasses.asdict(source) if settings.source else None
+    origin = f"classes={settings.classes}" if given else "the source"
+    return class_list(labels, given or manifest.classes, origin=origin)
+
+
+def _record(settings: ShardConfig, source: Component, layout: Layout, given: Sequence[str]) -> dict[str, Any]:
+    """The config without what does not change the result, with all arguments of the layout."""
+    record = {name: value for name, value in dataclasses.asdict(settings).items() if name not in _NO_EFFECT}
     defaults = inspect.signature(type(layout)).parameters.items()
     record["layout"]["args"] = {name: each.default for name, each in defaults} | settings.layout.args
-    name = root.name if root.path is None else root.path.resolve().name
-    state = {"source": name, "config": record, "manifest": _fingerprint(manifest)}
-    return Plan(settings=settings, layout=layout, manifest=manifest, given_classes=given, state=state)
+    known_source = dataclasses.asdict(source) if settings.source else None
+    return record | {"classes": list(given) or None, "source": known_source}
+
+
+def _splits(videos: Sequence[SourceVideo], settings: ShardConfig) -> list[str]:
+    """The split of each video, without groups in two of them.
+
+    Raises:
+        DataError: the source's own splits share a group, and the config does not allow it.
+    """
+    fraction = settings.validation_fraction
+    drawn = [video for video in videos if video.split is None and video.label is not None and fraction > 0]
+    if not drawn and len({video.split for video in videos}) == 1:
+        return [videos[0].split or "train"] * len(videos)
+    copies = sketches(drawn, workers=settings.workers, timeout_s=settings.timeout_s)
+    members = assign_splits(videos, copies, validation_fraction=fraction, seed=settings.seed)
+    check_leaks(leaks(members, copies), settings)
+    split_of = {video.name: split for split, some in members.items() for video in some}
+    return [split_of[video.name] for video in videos]
+
+
+def check_leaks(found: Sequence[str], settings: ShardConfig) -> None:
+    """Reject splits with common videos or groups, or warn of them.
+
+    Raises:
+        DataError: there are some, and the config does not allow it.
+    """
+    if not found:
+        return
+    message = f"expected splits without common videos or groups, got {len(found)} leaks, first {found[0]}"
+    if settings.leaks == "error":
+        raise DataError(f"leaks=error: {message}; fix: remove one of them, or set leaks=warn")
+    log.warning("%s", message)
+
+
+def _columns(videos: Iterable[SourceVideo]) -> dict[str, type]:
+    types = {name: type(value) for video in videos for name, value in video.extra.items()}
+    return dict(sorted(types.items()))
 
 
 def _source(root: Location, settings: ShardConfig) -> Component:
@@ -143,12 +228,18 @@ def _source(root: Location, settings: ShardConfig) -> Component:
     return replace(detect_source(root), args=given.args)
 
 
-def _fingerprint(manifest: Manifest) -> str:
-    """A digest of the metadata and sizes of all videos, independent of their location."""
+def _metadata(video: SourceVideo) -> list[Any]:
+    """All fields of a video except its location."""
+    fields = {**vars(video), "extra": dict(video.extra)}
+    return [fields[name] for name in sorted(fields) if name != "path"]
+
+
+def _size(video: SourceVideo) -> int | None:
+    return video.path.stat().st_size if not video.url and video.path.is_file() else None
+
+
+def _fingerprint(entries: Iterable[Any]) -> str:
     digest = hashlib.sha256()
-    for video in manifest.videos:
-        metadata = dataclasses.asdict(video)
-        del metadata["path"]
-        size = video.path.stat().st_size if not video.url and video.path.is_file() else None
-        digest.update(json.dumps([metadata, size], sort_keys=True, default=dict).encode())
+    for entry in entries:
+        digest.update(json.dumps(entry).encode())
     return digest.hexdigest()[:16]

@@ -44,9 +44,9 @@ class Place:
     crc32: int
 
 
-def shard_name(number: int) -> str:
+def shard_name(number: int, prefix: str = "shard") -> str:
     """The file name of a shard: shard-000000.tar and so on."""
-    return f"shard-{number:06d}.tar"
+    return f"{prefix}-{number:06d}.tar"
 
 
 def into_shards(
@@ -66,14 +66,16 @@ def into_shards(
         yield group
 
 
-def write_shard(folder: Path, number: int, group: Sequence[ShardSample]) -> tuple[Shard, list[Place]]:
+def write_shard(
+    folder: Path, number: int, group: Sequence[ShardSample], *, prefix: str = "shard"
+) -> tuple[Shard, list[Place]]:
     """Write one tar; equal samples give equal bytes. The file has its final name only when it is complete.
 
     Raises:
         DataError: the disk is full or not writable, or a video has changed since it was checked; the
             incomplete shard is removed.
     """
-    name = shard_name(number)
+    name = shard_name(number, prefix)
     partial = folder / f"{name}.partial"
     try:
         with writing_to(folder):

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import math
+import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,6 @@ from kinemae.data_tools.index import VideoInfo
 from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.pool import TIMEOUT_S, imap_unordered
-from kinemae.data_tools.progress import progress
 from kinemae.data_tools.resumable import collect_results, load_results, save_results
 from kinemae.data_tools.storage.location import StorageError
 from kinemae.data_tools.storage.retries import OUTAGE_S, retry_during_outage
@@ -25,7 +27,9 @@ from kinemae.data_tools.stream.container import BadVideo
 
 LOG_NAME = "transcoded.jsonl"
 SPOOL_NAME = "spool"
-_MAX_REQUESTS = 16  # at a time
+_MAX_REQUESTS = 32  # at a time
+_MAX_BATCH = 4096  # videos
+_PART_BYTES_PER_S = 250_000.0  # of a part of a long video, when it is stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,7 @@ class TranscodeResult:
         content: digest of the source's bytes.
         note: anomalies of an accepted video.
         is_final: False if the cause is temporary; the next run tries the video again.
+        stamp: state of the source, see `SourceState`.
     """
 
     samples: tuple[StoredSample, ...] = ()
@@ -64,6 +69,10 @@ class TranscodeResult:
     reason: str = ""
     note: str = ""
     is_final: bool = True
+    stamp: str = ""
+
+
+Done = tuple[int, TranscodeResult]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,22 +89,26 @@ class SourceState:
 
 
 def transcode(  # noqa: PLR0913 - keyword-only, except for the inputs
-    jobs: Sequence[Job],
+    jobs: Iterable[Job],
     layout: Layout,
     work: Path,
     *,
     workers: int,
-    is_sharded: Callable[[str], bool],
     timeout_s: float = TIMEOUT_S,
-    what: str = "store",
-) -> list[TranscodeResult]:
-    """Store all videos; returns the results in order.
+    batch_bytes: float = math.inf,
+    show: Callable[[Iterable[Done], int], Iterable[Done]] = lambda done, known: done,
+) -> Iterator[tuple[Job, TranscodeResult]]:
+    """Store all videos; yield the results in order.
+
+    The videos are stored batch by batch. The caller takes the results of a batch out of the spool folder
+    before the next one.
 
     Args:
         work: the folder of the log and the spool. A logged result is valid while the source has the same
             size and modification time and its files are in the spool.
-        is_sharded: whether a finished shard holds the sample of a key, which need not be in the spool.
-        timeout_s, what: see `imap_unordered` and `progress`.
+        batch_bytes: approximate size of the sources of a batch.
+        show: shows progress: wraps the new results of a batch; gets the number of those already known.
+        timeout_s: see `imap_unordered`.
 
     Raises:
         StorageUnavailable: a source cannot be read now; the video is not rejected.
@@ -105,25 +118,59 @@ def transcode(  # noqa: PLR0913 - keyword-only, except for the inputs
     spool.mkdir(parents=True, exist_ok=True)
     for leftover in spool.glob("*.partial"):
         leftover.unlink()
-    states = source_states([job.video for job in jobs])
-    known = {
-        stamp: result
-        for stamp, result in load_results(work / LOG_NAME, _parse).items()
-        if result.is_final and all(_is_stored(sample, spool, is_sharded) for sample in result.samples)
-    }
-    new = [(state, job) for state, job in zip(states, jobs, strict=True) if state.stamp not in known]
-    # The longest videos first, so that the processes end at about the same time.
-    new.sort(key=lambda pair: -pair[0].size)
-    done = imap_unordered(
-        partial(_transcode, layout),
-        [replace(job, folder=spool) for _, job in new],
-        workers=workers,
-        on_failure=_failed,
-        timeout_s=timeout_s,
-    )
-    shown = progress(done, total=len(new), what=what)
-    results = collect_results(work / LOG_NAME, known, [state.stamp for state, _ in new], shown)
-    return [results[state.stamp] for state in states]
+    for batch in _batches(jobs, batch_bytes, at_least=4 * (workers or len(os.sched_getaffinity(0)))):
+        known = {
+            stamp: result
+            for stamp, result in load_results(work / LOG_NAME, _parse).items()
+            if result.is_final and all(is_stored(sample, spool) for sample in result.samples)
+        }
+        new = [(state, job) for job, state in batch if state.stamp not in known]
+        # The longest videos first, so that the processes end at about the same time.
+        new.sort(key=lambda pair: -pair[0].size)
+        done = imap_unordered(
+            partial(_transcode, layout),
+            [replace(job, folder=spool) for _, job in new],
+            workers=workers,
+            on_failure=_failed,
+            timeout_s=timeout_s,
+        )
+        stamps = [state.stamp for state, _ in new]
+        results = collect_results(work / LOG_NAME, known, stamps, show(done, len(batch) - len(new)))
+        for job, state in batch:
+            yield job, replace(results[state.stamp], stamp=state.stamp)
+
+
+def _batches(
+    jobs: Iterable[Job], batch_bytes: float, *, at_least: int
+) -> Iterator[list[tuple[Job, SourceState]]]:
+    """Divide jobs into batches of about this size of the sources, of `at_least` to `_MAX_BATCH` jobs."""
+    rest = iter(jobs)
+    batch: list[tuple[Job, SourceState]] = []
+    size = 0.0
+    while chunk := list(islice(rest, _MAX_BATCH)):
+        for job, state in zip(chunk, source_states([job.video for job in chunk]), strict=True):
+            batch.append((job, state))
+            size += _expected_size(job.video, state)
+            if len(batch) == _MAX_BATCH or (len(batch) >= at_least and size >= batch_bytes):
+                yield batch
+                batch, size = [], 0.0
+    if batch:
+        yield batch
+
+
+def _expected_size(video: SourceVideo, state: SourceState) -> float:
+    """The size of a source; of a part of a video by its duration."""
+    if video.end_s is None:
+        return state.size
+    return min(state.size, (video.end_s - (video.start_s or 0.0)) * _PART_BYTES_PER_S)
+
+
+def forget(work: Path, stamps: Iterable[str]) -> None:
+    """Remove results from the log."""
+    known = load_results(work / LOG_NAME, _parse)
+    for stamp in stamps:
+        known.pop(stamp, None)
+    save_results(work / LOG_NAME, known)
 
 
 def forget_rejected(work: Path) -> None:
@@ -237,15 +284,19 @@ def _file_digest(path: Path, stamp: str) -> str:
     return content_digest(SourceVideo(path=path, name=path.name))
 
 
-def _is_stored(sample: StoredSample, spool: Path, is_sharded: Callable[[str], bool]) -> bool:
-    if not sample.is_spooled or is_sharded(sample.key):
+def is_stored(sample: StoredSample, spool: Path) -> bool:
+    """Check whether the file of a sample is in the spool folder, if it belongs there."""
+    if not sample.is_spooled:
         return True
     file = stored_file(sample, spool)
     return file.is_file() and file.stat().st_size == sample.length
 
 
 def _parse(entry: dict[str, Any]) -> TranscodeResult:
-    samples = [
-        StoredSample(**{**sample, "info": VideoInfo(**sample["info"])}) for sample in entry.pop("samples")
-    ]
-    return TranscodeResult(samples=tuple(samples), **entry)
+    samples = tuple(parse_sample(sample) for sample in entry.pop("samples"))
+    return TranscodeResult(samples=samples, **entry)
+
+
+def parse_sample(fields: Mapping[str, Any]) -> StoredSample:
+    """A sample from its fields in JSON."""
+    return StoredSample(**{**fields, "info": VideoInfo(**fields["info"])})

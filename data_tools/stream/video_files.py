@@ -10,7 +10,6 @@ So the readers of shards read files, folders and URLs without a copy:
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.folder_checks import list_data_sets
@@ -27,6 +26,7 @@ from kinemae.data_tools.layouts.base import Job
 from kinemae.data_tools.layouts.copy import Copy
 from kinemae.data_tools.manifest.videos import SourceVideo, is_video, printable, walk
 from kinemae.data_tools.pool import TIMEOUT_S
+from kinemae.data_tools.progress import progress
 from kinemae.data_tools.sharding.splits import safe_keys
 from kinemae.data_tools.sharding.transcode import TranscodeResult, transcode
 from kinemae.data_tools.storage.location import Location, RetryPolicy, location
@@ -80,8 +80,8 @@ def open_video_files(
     videos = [_on_this_machine(one, folder / "downloads", policy) for one in listed if _is_utf8(one)]
     keys = safe_keys([video.name for video in videos])
     jobs = [Job(video=video, key=key, folder=folder) for video, key in zip(videos, keys, strict=True)]
-    settings: dict[str, Any] = {"workers": workers, "timeout_s": timeout_s, "what": "examine"}
-    results = transcode(jobs, Copy(), folder, is_sharded=lambda key: True, **settings)
+    done = transcode(jobs, Copy(), folder, workers=workers, timeout_s=timeout_s)
+    results = [result for _, result in progress(done, total=len(jobs), what="examine")]
     reasons = [(video.name, one.reason) for video, one in zip(videos, results, strict=True)]
     failed = unnamed | {name: reason for name, reason in reasons if reason}
     for name, reason in failed.items():

@@ -94,7 +94,12 @@ def test_a_crash_is_not_final(tmp_path: Path):
     for is_short in (True, False):
         if not is_short:
             flag.unlink()
-        results = transcode(jobs, Deadly(flag), tmp_path / "work", workers=2, is_sharded=lambda key: False)
+        results = transcode(
+            jobs,
+            Deadly(flag),
+            tmp_path / "work",
+            workers=2,
+        )
         assert [bool(result.samples) for result in results] == [True, not is_short]
         assert results[1].is_final != is_short
     lines = (tmp_path / "work" / LOG_NAME).read_text().splitlines()

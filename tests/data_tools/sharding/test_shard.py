@@ -17,7 +17,7 @@ from kinemae.data_tools.sharding.plan import ShardConfig
 from kinemae.data_tools.stream.decode import probe
 from tests import sharding
 from tests.filming import FORMATS, SHIPPED, VIDEO_ENDINGS
-from tests.sharding import contents, video_bytes, write_clip
+from tests.sharding import contents, stopped_before_shards, video_bytes, write_clip
 
 
 def shard(source: Path, out: Path, *overrides: str, workers: int = 1) -> int:
@@ -119,16 +119,32 @@ def test_the_location_of_the_source_does_not_change_a_byte(sharded: Path, collec
 
 def test_a_stopped_run_keeps_its_results_for_the_next(collection: Path, tmp_path: Path):
     out = tmp_path / "out"
-    assert shard(collection, out, "max_bad_fraction=0.1") == 3
-    journal = out / "work" / "transcoded.jsonl"
-    lines = journal.read_text().splitlines()
-    assert len(lines) == 23
+    with stopped_before_shards():
+        assert shard(collection, out) == 3
+    log = out / "work" / "transcoded.jsonl"
+    lines = log.read_text().splitlines()
+    assert len(lines) == 19  # train
     remembered = [line.replace('"frames": 3', '"frames": 30') for line in lines]
-    journal.write_text("\n".join(remembered)[:-20])  # an incomplete last line
-    assert shard(collection, out, "max_bad_fraction=0.1") == 3
-    again = journal.read_text().splitlines()
+    log.write_text("\n".join(remembered)[:-20])  # an incomplete last line
+    with stopped_before_shards():
+        assert shard(collection, out) == 3
+    again = log.read_text().splitlines()
     assert again[:-1] == remembered[:-1]
     assert again[-1] == lines[-1]
+    assert shard(collection, out) == 0
+    frames = open_index(out / "train").column("frames").tolist()
+    assert len(frames) == 16 and frames.count(30) >= 15
+
+
+def test_rejected_videos_stop_the_command_and_a_higher_limit_continues(
+    collection: Path, sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = (collection, tmp_path / "out", "samples_per_shard=6")
+    assert shard(*arguments, "max_bad_fraction=0.1") == 3
+    message = "max_bad_fraction=0.1: expected at most this fraction of unreadable videos, got 3 of 23"
+    assert message in capsys.readouterr().err
+    assert shard(*arguments, "max_bad_fraction=0.2") == 0
+    assert contents(tmp_path / "out") == contents(sharded)
 
 
 def test_a_complete_data_set_is_left_alone(
@@ -239,14 +255,6 @@ def test_a_source_without_videos_is_an_error(
     assert re.search(f"ERROR {message}", error)
 
 
-def test_too_many_bad_videos_stop(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert shard(collection, tmp_path / "out", "max_bad_fraction=0.1") == 3
-    assert (
-        "max_bad_fraction=0.1: expected at most this fraction of unreadable videos, got 3 of 23"
-        in capsys.readouterr().err
-    )
-
-
 @pytest.mark.parametrize(
     "override, message",
     [
@@ -255,6 +263,8 @@ def test_too_many_bad_videos_stop(collection: Path, tmp_path: Path, capsys: pyte
         ("megabytes_per_shard=0", "megabytes_per_shard must be at least 1"),
         ("max_bad_fraction=2", "max_bad_fraction must lie in [0, 1]"),
         ("workers=-1", "workers must be 0 or more"),
+        ("part=3", "part must be NUMBER/COUNT with 0 <= NUMBER < COUNT, such as 3/100, got '3'"),
+        ("part=4/4", "part must be NUMBER/COUNT with 0 <= NUMBER < COUNT, such as 3/100, got '4/4'"),
     ],
 )
 def test_a_wrong_config_names_the_fix(override: str, message: str):

@@ -1,23 +1,25 @@
 """A killed run resumes, locally and remotely, and ends with the bytes of an uninterrupted one."""
 
 import fcntl
+import itertools
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.sharding.output import Output
-from kinemae.data_tools.sharding.tar_writer import ShardSample
+from kinemae.data_tools.sharding.windows import SHARDS
 from kinemae.data_tools.storage.location import location
 from tests.seeds import SEED
-from tests.sharding import contents, encoded, moving, shard
+from tests.sharding import contents, encoded, moving, shard, stopped_before_shards, video_bytes
 
 # Small shards, so that a kill may also come between two of them.
 ARGUMENTS = ("samples_per_shard=3", "validation_fraction=0.25", "segment_s=1")
@@ -63,10 +65,10 @@ def test_a_run_killed_three_times_resumes_to_the_same_bytes(
     collection: Path, unbroken: Path, tmp_path: Path, repo: Path
 ):
     out, chance = tmp_path / "out", random.Random(SEED)
-    stored, finished, later = chance.randint(0, 12), chance.randint(0, 3), chance.random() * 0.05
-    journal, shards = out / "work" / "transcoded.jsonl", out / "work" / "shards.jsonl"
-    kill_when(start(repo, collection, out), lambda: lines(journal) > stored)
-    kill_when(start(repo, collection, out), lambda: lines(shards) > finished)
+    stored, finished, later = chance.randint(0, 12), chance.randint(0, 2), chance.random() * 0.05
+    log, windows = out / "work" / "transcoded.jsonl", out / "work" / "windows.jsonl"
+    kill_when(start(repo, collection, out), lambda: lines(log) > stored)
+    kill_when(start(repo, collection, out), lambda: lines(windows) > finished)
     running = start(repo, collection, out)
     while not (out / "work" / "lock").exists() and running.poll() is None:
         time.sleep(0.001)
@@ -77,16 +79,48 @@ def test_a_run_killed_three_times_resumes_to_the_same_bytes(
 
 
 def test_finished_videos_are_not_encoded_again(collection: Path, unbroken: Path, tmp_path: Path):
-    out = tmp_path / "out"
-    assert shard(collection, out, *ARGUMENTS, "max_bad_fraction=0.01") == 3
-    spool = {path: path.stat().st_mtime_ns for path in (out / "work" / "spool").iterdir()}
-    assert len(spool) > 16
-    assert shard(collection, out, *ARGUMENTS, "max_bad_fraction=0.01") == 3
-    assert {path: path.stat().st_mtime_ns for path in (out / "work" / "spool").iterdir()} == spool
-    damaged = sorted(spool)[3]
-    damaged.write_bytes(b"cut")
-    assert shard(collection, out, *ARGUMENTS, "max_bad_fraction=0.01") == 3
-    assert damaged.stat().st_size > 3
+    out, spool = tmp_path / "out", tmp_path / "out" / "work" / "spool"
+    with stopped_before_shards():
+        assert shard(collection, out, *ARGUMENTS) == 3
+        times = {path: path.stat().st_mtime_ns for path in spool.iterdir()}
+        assert len(times) > 8
+        assert shard(collection, out, *ARGUMENTS) == 3
+        assert {path: path.stat().st_mtime_ns for path in spool.iterdir()} == times
+        damaged = sorted(times)[3]
+        damaged.write_bytes(b"cut")
+        assert shard(collection, out, *ARGUMENTS) == 3
+        assert damaged.stat().st_size > 3
+    assert shard(collection, out, *ARGUMENTS) == 0
+    assert contents(out) == contents(unbroken)
+
+
+@pytest.mark.parametrize("layout", ["stride_aligned", "copy"])
+def test_every_stop_between_windows_resumes_to_the_same_bytes(
+    layout: str, collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Stop before each shard in turn; the scratch folder never holds more than a window and a rest."""
+    arguments = [f"layout.name={layout}", "samples_per_shard=2", "validation_fraction=0.25"]
+    arguments += ["segment_s=1"] if layout != "copy" else []
+    assert shard(collection, tmp_path / "unbroken", *arguments) == 0
+    out, write, left = tmp_path / "out", Output.write_shard, 0
+
+    def stop_later(*given: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise DataError("stopped")
+        return write(*given)
+
+    monkeypatch.setattr(Output, "write_shard", stop_later)
+    for each in itertools.count(1):
+        left = SHARDS + each % 2  # a window has four or five shards
+        if shard(collection, out, *arguments) == 0:
+            break
+        spooled = list((out / "work" / "spool").iterdir())
+        assert len(spooled) <= (0 if layout == "copy" else 4 * 2 * (SHARDS + 1))
+        assert not (out / "train" / "dataset.json").exists()
+    assert each > 2
+    assert contents(out) == contents(tmp_path / "unbroken")
 
 
 def test_the_number_of_processes_does_not_change_a_byte(collection: Path, unbroken: Path, tmp_path: Path):
@@ -128,56 +162,31 @@ def test_shards_on_s3_equal_those_of_a_local_output(
     assert not list((tmp_path / "cache" / "kinemae").glob("shard-*"))
 
 
-def some_samples(work: Path) -> list[ShardSample]:
-    (work / "spool").mkdir(parents=True, exist_ok=True)
-    samples = []
-    for number in range(2):
-        file = work / "spool" / f"k{number}.mp4"
-        file.write_bytes(bytes([number]) * 700)
-        crc32 = zlib.crc32(file.read_bytes())
-        about = {"key": f"k{number}", "description": b"{}", "extension": "mp4", "length": 700, "crc32": crc32}
-        samples.append(ShardSample(file=file, **about))  # type: ignore[arg-type]
-    return samples
-
-
-@pytest.mark.parametrize("is_remote", [False, True])
-def test_a_finished_shard_is_neither_written_nor_uploaded_again(
-    is_remote: bool, request: pytest.FixtureRequest, tmp_path: Path
+def test_missing_shards_of_a_stopped_command_are_written_again(
+    collection: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    place = location(f"{request.getfixturevalue('bucket')}/set" if is_remote else tmp_path / "out")
-    output = Output(place, str(tmp_path / "work"))
-    samples = some_samples(output.work)
-    with output.opened():
-        first = output.write_shard("train", 0, samples)
-        assert (place / "train" / "shard-000000.tar").size() == first.shard.bytes
-        assert not list((output.work / "spool").iterdir())
-    (output.work / "shards.jsonl").open("a").write('{"split": "tra')  # an incomplete last line
-    again = Output(place, str(tmp_path / "work"))
-    with again.opened():
-        assert again.is_sharded("k0")
-        assert again.write_shard("train", 0, samples) == first  # the spool is empty: nothing can be written
-    (place / "train" / "shard-000000.tar").remove()
-    lost = Output(place, str(tmp_path / "work"))
-    with lost.opened():
-        assert not lost.is_sharded("k0")
-        assert lost.write_shard("train", 0, some_samples(output.work)) == first
+    out = tmp_path / "out"
+    assert shard(collection, out, *ARGUMENTS, "max_bad_fraction=0.01") == 3
+    assert len(list((out / "train").glob("*.tar"))) >= SHARDS
+    (out / "train" / "shard-000001.tar").unlink()
+    assert shard(collection, out, *ARGUMENTS) == 0
+    assert "windows of finished shards are incomplete and are written again" in capsys.readouterr().err
+    assert contents(out) == contents(unbroken)
 
 
-def test_a_finished_shard_of_other_samples_is_written_again(tmp_path: Path):
-    output = Output(location(tmp_path / "out"), None)
-    with output.opened():
-        first = output.write_shard("train", 0, some_samples(output.work))
-        second = output.write_shard("train", 0, some_samples(output.work)[:1])
-        assert (first.shard.samples, second.shard.samples) == (2, 1)
-        with pytest.raises(
-            DataError, match=r"expected the bytes that were checked, got others; fix: run the command again"
-        ):
-            output.write_shard("train", 0, _without_files(tmp_path))
-        assert not output.is_sharded("k0")
-
-
-def _without_files(tmp_path: Path) -> list[ShardSample]:
-    samples = some_samples(tmp_path / "gone")
-    for sample in samples:
-        sample.file.unlink()
-    return samples
+def test_a_copied_video_that_changes_before_it_is_in_a_shard_is_read_again(
+    collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source, out = tmp_path / "videos", tmp_path / "out"
+    shutil.copytree(collection, source)
+    arguments = ("layout.name=copy", "validation_fraction=0")
+    with stopped_before_shards():
+        assert shard(source, out, *arguments) == 3
+    first, other = (source / "run" / name for name in ("1.mp4", "3.mp4"))
+    first.write_bytes(other.read_bytes()[:-1].ljust(first.stat().st_size, b"\0")[: first.stat().st_size])
+    assert shard(source, out, *arguments) == 0
+    index = open_index(out / "train")
+    assert "run/broken.mp4" not in index.column("name").tolist()
+    found = video_bytes(index)
+    for sample in map(index.sample, range(len(index))):
+        assert found[sample.key] == (source / sample.name).read_bytes()

@@ -1,0 +1,59 @@
+"""Parts of a collection, for many machines: `part=3/100` stores the videos whose names hash to 3 of 0 to 99.
+
+    OUT/train/part-00003-of-00100-000000.tar ...   the shards of part 3
+    OUT/parts/part-00003-of-00100/                 its other files: train/dataset.json, shard.json, ...
+
+Parts share nothing while they run; each lists the whole source. `kinemae data merge OUT/parts OUT` joins
+their indexes, see `merge_parts.py`.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from kinemae.data_tools.config import require
+from kinemae.data_tools.storage.location import Location
+
+PARTS_NAME = "parts"
+_FOLDER = re.compile(r"part-([0-9]{5,})-of-([0-9]{5,})")
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """One of `count` parts; the first one is 0."""
+
+    number: int
+    count: int
+
+    @property
+    def prefix(self) -> str:
+        """The name of its folder, and the start of the names of its shards."""
+        return f"part-{self.number:05d}-of-{self.count:05d}"
+
+    def folder(self, root: Location) -> Location:
+        """The folder of its files in OUT, except for the shards."""
+        return root / PARTS_NAME / self.prefix
+
+    def holds(self, name: str) -> bool:
+        """Check whether the video of this name belongs to the part."""
+        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % self.count == self.number
+
+
+def parse_part(text: str) -> Part:
+    """Parse the config key `part`.
+
+    Raises:
+        ValueError: it is not NUMBER/COUNT.
+    """
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    is_part = match is not None and int(match[1]) < int(match[2])
+    require(is_part, "part", "be NUMBER/COUNT with 0 <= NUMBER < COUNT, such as 3/100", text)
+    assert match is not None
+    return Part(int(match[1]), int(match[2]))
+
+
+def part_in(folder: str) -> Part | None:
+    """The part with this folder; None for another folder."""
+    match = _FOLDER.fullmatch(folder)
+    return None if match is None else Part(int(match[1]), int(match[2]))

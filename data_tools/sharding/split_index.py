@@ -1,0 +1,48 @@
+"""Index of a split from its finished windows, and the check that no video is in two splits."""
+
+from collections import defaultdict
+from dataclasses import replace
+
+from kinemae.data_tools.command import log
+from kinemae.data_tools.index import COLUMNS, DATASET_NAME, INDEX_NAME, NO_LABEL, Sample, write_index
+from kinemae.data_tools.sharding.output import Output
+from kinemae.data_tools.sharding.plan import Plan, check_leaks
+from kinemae.data_tools.sharding.splits import count_copies, leaks
+from kinemae.data_tools.sharding.windows import WindowLog
+
+
+def write_split_index(split: str, plan: Plan, output: Output, windows: WindowLog) -> None:
+    """Write the index of a split, window by window."""
+    rows, shards = [], []
+    for window in windows.windows(split):
+        rows += window.rows
+        shards += [replace(shard, name=output.shard_reference(split, shard.name)) for shard in window.shards]
+    samples = [Sample(**{name: row[name] for name in COLUMNS.names}) for row in rows]
+    extra = {name: [row.get(name) for row in rows] for name in plan.columns}
+    folder = output.index_folder(split)
+    made_by = {"command": "data_tools shard", "split": split, "config": plan.record}
+    write_index(folder, samples, shards, plan.classes, made_by, extra)
+    for name in (INDEX_NAME, DATASET_NAME):  # dataset.json marks the data set as complete
+        output.upload(split, name)
+    present = {sample.label for sample in samples} - {NO_LABEL}
+    absent = [name for number, name in enumerate(plan.classes) if number not in present]
+    log.info("%s: %d videos in %d shards", output.out / split, len(rows), len(shards))
+    if present and absent:
+        log.warning("%s has no video of %d classes, first %s", split, len(absent), absent[0])
+
+
+def check_contents(plan: Plan, windows: WindowLog) -> None:
+    """Check that no two splits have a video with the same bytes; warn of copies.
+
+    Raises:
+        DataError: there is one, and the config does not allow it.
+    """
+    digests = {name: content for window in windows.windows() for name, content in window.contents.items()}
+    members = defaultdict(list)
+    for video, split in zip(plan.manifest.videos, plan.splits, strict=True):
+        if video.name in digests:
+            members[split].append(video)
+    check_leaks(leaks(members, digests), plan.settings)
+    copies = count_copies([video for some in members.values() for video in some], digests)
+    if copies:
+        log.warning("%d videos have the same bytes as another one", copies)
