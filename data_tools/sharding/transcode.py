@@ -118,24 +118,18 @@ def transcode(  # noqa: PLR0913 - keyword-only, except for the inputs
     spool.mkdir(parents=True, exist_ok=True)
     for leftover in spool.glob("*.partial"):
         leftover.unlink()
+    run = partial(imap_unordered, workers=workers, on_failure=_failed, timeout_s=timeout_s)
     for batch in _batches(jobs, batch_bytes, at_least=4 * (workers or len(os.sched_getaffinity(0)))):
         known = {
             stamp: result
             for stamp, result in load_results(work / LOG_NAME, _parse).items()
             if result.is_final and all(is_stored(sample, spool) for sample in result.samples)
         }
-        new = [(state, job) for job, state in batch if state.stamp not in known]
+        new = [(state, replace(job, folder=spool)) for job, state in batch if state.stamp not in known]
         # The longest videos first, so that the processes end at about the same time.
         new.sort(key=lambda pair: -pair[0].size)
-        done = imap_unordered(
-            partial(_transcode, layout),
-            [replace(job, folder=spool) for _, job in new],
-            workers=workers,
-            on_failure=_failed,
-            timeout_s=timeout_s,
-        )
-        stamps = [state.stamp for state, _ in new]
-        results = collect_results(work / LOG_NAME, known, stamps, show(done, len(batch) - len(new)))
+        done = show(run(partial(_transcode, layout), [job for _, job in new]), len(batch) - len(new))
+        results = collect_results(work / LOG_NAME, known, [state.stamp for state, _ in new], done)
         for job, state in batch:
             yield job, replace(results[state.stamp], stamp=state.stamp)
 
