@@ -94,12 +94,8 @@ def test_a_crash_is_not_final(tmp_path: Path):
     for is_short in (True, False):
         if not is_short:
             flag.unlink()
-        results = transcode(
-            jobs,
-            Deadly(flag),
-            tmp_path / "work",
-            workers=2,
-        )
+        done = transcode(jobs, Deadly(flag), tmp_path / "work", workers=2)
+        results = [result for _, result in done]
         assert [bool(result.samples) for result in results] == [True, not is_short]
         assert results[1].is_final != is_short
     lines = (tmp_path / "work" / LOG_NAME).read_text().splitlines()
