@@ -198,7 +198,7 @@ def select_rows(index: ShardIndex, where: str | None, *, key: str = "data.where"
             f"{key}={where}: expected at least one sample of {index.folder}, got none of {len(index)}"
         )
     log.info("%s: %d of %d samples of %s match", key, mask_R.sum(), len(index), index.folder)
-    return index.view(np.flatnonzero(mask_R))
+    return index.filter(mask_R)
 
 
 def check_columns(index: ShardIndex, names: Iterable[str], *, key: str) -> None:

@@ -1,21 +1,21 @@
-"""Data sets of shards on disk: schema, reading and writing of the index.
+"""Data sets of shards on disk: opening an index and reading its rows.
 
     FOLDER/
       shard-000000.tar ...   WebDataset tars; a sample is KEY.json (its row of the index) and KEY.mp4
       index.arrow            one row per sample (`COLUMNS`), an uncompressed, memory-mapped Arrow file
-      dataset.json           format, classes, shards (name, samples, bytes, sha256), fingerprint, origin
+      shards.arrow           one row per shard: name, samples, bytes, sha256
+      dataset.json           names the files, see `data_set_files.py`; classes, fingerprint, origin
       rejected.jsonl         rejected videos with reasons
 
 The index holds shard, offset and length of the video bytes inside the tar, so a sample is read by one `pread`
 or one range request. The name of a shard may be a URL or an absolute path; the shards of an indexed
-WebDataset stay where they are.
+WebDataset stay where they are. `index_writer.py` writes and changes indexes.
 """
 
-import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,127 +23,112 @@ import numpy as np
 import pyarrow as pa
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.data_set_files import DATASET_NAME, FORMAT, INDEX_NAME, DataFile, files_of
 from kinemae.data_tools.folder_checks import check_shards_exist, list_data_sets, not_a_data_set
+from kinemae.data_tools.index_schema import (
+    COLUMNS,
+    DESCRIPTION_FORMAT,
+    DESCRIPTION_KEY,
+    EXTRA_TYPES,
+    NO_LABEL,
+    REJECTED_NAME,
+    SHARD_COLUMNS,
+    Sample,
+    Shard,
+    ShardTable,
+    VideoInfo,
+    shard_table,
+)
 from kinemae.data_tools.index_view import IndexView, check_windows
+from kinemae.data_tools.index_writer import REMOVED_COLUMNS, IndexWriter, write_index, write_removed
 from kinemae.data_tools.manifest.videos import SPLITS
+from kinemae.data_tools.row_set import RowSet
 from kinemae.data_tools.storage.cache import Cache, LocalIndex, fetch_index
 from kinemae.data_tools.storage.location import Location, StorageError, location
 from kinemae.data_tools.storage.retries import retry_during_outage
 
-FORMAT = 2
-NO_LABEL = -1
-_ROWS_PER_CHUNK = 65_536  # the text of one chunk must stay below 2 GiB
-INDEX_NAME = "index.arrow"
-DATASET_NAME = "dataset.json"
-REJECTED_NAME = "rejected.jsonl"
-# Marks a KEY.json that holds the sample's index row without the columns that the tar itself gives.
-DESCRIPTION_KEY = "kinemae_format"
-DESCRIPTION_FORMAT = 1
+__all__ = [
+    "COLUMNS",
+    "DATASET_NAME",
+    "DESCRIPTION_FORMAT",
+    "DESCRIPTION_KEY",
+    "EXTRA_TYPES",
+    "FORMAT",
+    "INDEX_NAME",
+    "NO_LABEL",
+    "REJECTED_NAME",
+    "IndexFiles",
+    "IndexWriter",
+    "Leak",
+    "Sample",
+    "Shard",
+    "ShardIndex",
+    "ShardTable",
+    "VideoInfo",
+    "dictionary_encode_column",
+    "find_leaks",
+    "index_of_table",
+    "load_index",
+    "open_data_sets",
+    "open_index",
+    "write_index",
+    "write_removed",
+]  # fmt: skip
 
-COLUMNS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("shard", pa.int32()),  # position in dataset.json's "shards"
-        ("offset", pa.int64()),  # first byte of the video inside the shard
-        ("length", pa.int64()),  # bytes of the video
-        ("crc32", pa.uint32()),  # of those bytes
-        ("frames", pa.int32()),  # counted by decoding, not taken from the container
-        ("duration_s", pa.float64()),
-        ("width", pa.int32()),  # as shown, after rotation
-        ("height", pa.int32()),
-        ("codec", pa.string()),
-        ("label", pa.int32()),  # position in dataset.json's "classes", or NO_LABEL
-        ("name", pa.string()),  # the original path, relative to the source
-        ("group", pa.string()),  # samples of one group stay in one split; "" for none
-        ("start_s", pa.float64()),  # start of the sample in the original video
-        ("content", pa.string()),  # digest of the original file; "" if unknown
-        # Every reference_stride-th frame from reference_phase on decodes without the frames between. A stride
-        # of 1 means an ordinary encoding.
-        ("reference_stride", pa.int32()),
-        ("reference_phase", pa.int32()),
-    ]
-)
-# Additional columns of a source, such as a caption or a second label, follow these.
-EXTRA_TYPES = (pa.string(), pa.int64(), pa.float64())
+_OLD_FORMAT = 2  # the shards are in dataset.json
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoInfo:
-    """Result of a full decode: frames, seconds, display size in pixels, name of the codec."""
+class IndexFiles:
+    """The opened files of an index.
 
-    frames: int
-    duration_s: float
-    width: int
-    height: int
-    codec: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One row of the index; see `COLUMNS` for the fields.
-
-    `window_s`, of a view only, is the time window from which frames are taken: begin and end in seconds from
-    the start of the sample.
+    Attributes:
+        table: one row per sample, with the columns of `COLUMNS` and additional ones.
+        shards: the shards; the column `shard` is a position in them.
+        description: the content of dataset.json.
+        there: the rows that are not removed; None for all.
     """
 
-    key: str
-    shard: int
-    offset: int
-    length: int
-    crc32: int
-    frames: int
-    duration_s: float
-    width: int
-    height: int
-    codec: str
-    label: int
-    name: str
-    group: str = ""
-    start_s: float = 0.0
-    content: str = ""
-    reference_stride: int = 1
-    reference_phase: int = 0
-    window_s: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """One tar: file name, number of samples, size in bytes, sha256 in hex ("" if unknown)."""
-
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
+    folder: Location
+    table: pa.Table
+    shards: ShardTable
+    description: Mapping[str, Any]
+    local_index: LocalIndex
+    there: RowSet | None = None
 
 
 class ShardIndex:
     """An opened data set, or a view of one. Opening reads only the json file; the rows are memory-mapped.
 
-    Unpickling opens the same files again, so all processes share their memory.
+    Positions count the rows that are there: those that are not removed and that `filter` kept. Unpickling
+    maps the same files again, so all processes share their memory.
+
+    Args:
+        kept: the rows that `filter` kept; None for all that are there.
+        rows: the rows of a view.
+
+    Attributes:
+        files: the files of the index by role.
+        state: the bytes of dataset.json, for a change that is based on this state.
     """
 
-    def __init__(
-        self,
-        folder: Location,
-        table: pa.Table,
-        description: dict[str, Any],
-        local_index: LocalIndex,
-        rows: IndexView | None = None,
-    ):
-        self.folder = folder
-        self.cache = local_index.cache
+    def __init__(self, files: IndexFiles, kept: RowSet | None = None, rows: IndexView | None = None):
+        self.folder = files.folder
+        self.cache = files.local_index.cache
+        self.state = files.local_index.state
         classes = None if rows is None else rows.classes
-        self.classes: tuple[str, ...] = tuple(description["classes"]) if classes is None else classes
-        self.shards: tuple[Shard, ...] = tuple(Shard(**shard) for shard in description["shards"])
-        self.fingerprint: str = description["fingerprint"]
-        self.sha256: str = description.get("index_sha256", "")
-        self.made_by: dict[str, Any] = description.get("made_by", {})
-        self.local_index = local_index
-        self._table = table
-        self._description = description
+        self.classes: tuple[str, ...] = tuple(files.description["classes"]) if classes is None else classes
+        self.shards = files.shards
+        self.files = files_of(files.description)
+        self.fingerprint: str = files.description["fingerprint"]
+        self.made_by: dict[str, Any] = files.description.get("made_by", {})
+        self.local_index = files.local_index
+        self._files = files
+        self._table = files.table
+        self._kept = kept
+        self._present = files.there if kept is None else kept
         self._rows = rows
-        self._batches = table.select(COLUMNS.names).to_batches()
+        self._batches = self._table.select(COLUMNS.names).to_batches()
         self._starts = np.cumsum([0, *(len(batch) for batch in self._batches[:-1])]).tolist()
 
     @property
@@ -154,18 +139,35 @@ class ShardIndex:
 
     @property
     def identity(self) -> str:
-        """Fingerprint of shards and index, including labels, keys and order; independent of the location."""
-        identity = f"{self.fingerprint}-{self.sha256[:16]}"
-        return identity if self._rows is None else f"{identity}-{self._rows.digest}"
+        """Digest of shards and rows, including labels, keys and order; independent of the location."""
+        digests = [part.digest for part in (self._kept, self._rows) if part is not None]
+        return "-".join([self.fingerprint, self.files["index"].sha256[:16], *digests])
 
     def __len__(self) -> int:
-        return self._table.num_rows if self._rows is None else len(self._rows)
+        if self._rows is not None:
+            return len(self._rows)
+        return self._table.num_rows if self._present is None else len(self._present)
+
+    def row(self, position: int) -> int:
+        """The row of the index file at a position.
+
+        Raises:
+            IndexError: the position is outside the data set.
+        """
+        if not 0 <= position < len(self):
+            raise IndexError(f"{self.folder} holds {len(self)} samples, got position {position}")
+        if self._rows is not None:
+            position = int(self._rows.position_R[position])
+        return position if self._present is None else self._present.row(position)
+
+    def rows(self, position_R: np.ndarray) -> np.ndarray:
+        """The rows of the index file at positions."""
+        position_R = position_R if self._rows is None else self._rows.position_R[position_R]
+        return position_R if self._present is None else self._present.rows(position_R)
 
     def sample(self, position: int) -> Sample:
         """The sample at a position of the index; training uses another order."""
-        if not 0 <= position < len(self):
-            raise IndexError(f"{self.folder} holds {len(self)} samples, got position {position}")
-        row = position if self._rows is None else int(self._rows.position_R[position])
+        row = self.row(position)
         batch = bisect_right(self._starts, row) - 1
         [values] = self._batches[batch].slice(row - self._starts[batch], 1).to_pylist()
         if self._rows is not None:
@@ -173,18 +175,59 @@ class ShardIndex:
             values |= {**own, "window_s": self._rows.window_s(position)}
         return Sample(**values)
 
+    def value(self, name: str, position: int) -> Any:
+        """The value of a column at a position, None for null."""
+        if self._rows is not None and name in self._rows.columns:
+            return self._rows.columns[name][position]
+        return self._table.column(name)[self.row(position)].as_py()
+
     def column(self, name: str) -> np.ndarray:
-        """A column as a numpy array, without a copy if the type allows it."""
+        """A column as a numpy array, without a copy if the type allows it and all rows are there."""
         return self.arrow_column(name).to_numpy()
 
     def arrow_column(self, name: str) -> pa.ChunkedArray:
         """A column as an Arrow array."""
-        if self._rows is None:
-            return self._table.column(name)
-        if name not in self._rows.columns:
-            return self._table.column(name).take(pa.array(self._rows.position_R))
-        known = self._table.schema.field(name).type if name in COLUMNS.names else None
-        return pa.chunked_array([pa.array(self._rows.columns[name], type=known)])
+        if self._rows is not None and name in self._rows.columns:
+            known = self._table.schema.field(name).type if name in COLUMNS.names else None
+            return pa.chunked_array([pa.array(self._rows.columns[name], type=known)])
+        column = self._table.column(name)
+        if self._rows is not None:
+            return column.take(pa.array(self.rows(np.arange(len(self)))))
+        return column if self._present is None else column.filter(_arrow_mask(self._present))
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows that are there, some tens of thousands at a time; of a data set, not of a view."""
+        assert self._rows is None
+        begin = 0
+        for batch in (self._table if columns is None else self._table.select(columns)).to_batches():
+            if self._present is not None:
+                batch_mask = pa.array(self._present.mask(begin, begin + len(batch)))
+                yield batch.filter(batch_mask)
+            else:
+                yield batch
+            begin += len(batch)
+
+    @property
+    def removed_R(self) -> np.ndarray:
+        """Numbers of the removed rows of the index file, ascending."""
+        return np.empty(0, np.int64) if self._files.there is None else self._files.there.removed()
+
+    def with_removed(self) -> "ShardIndex":
+        """The data set with its removed rows, to check or rewrite its files."""
+        return ShardIndex(replace(self._files, there=None))
+
+    def filter(self, is_kept_R: np.ndarray) -> "ShardIndex":
+        """The rows whose value is True as another data set; one value per position.
+
+        This takes one bit per row of the index. A repeat or another order needs a `view`.
+        """
+        if len(is_kept_R) != len(self):
+            raise ValueError(f"expected a value for each of {len(self)} rows, got {len(is_kept_R)}")
+        if self._rows is not None:
+            return self.view(np.flatnonzero(is_kept_R))
+        present = self._present
+        kept = RowSet.from_mask(is_kept_R) if present is None else present.subset(is_kept_R)
+        return ShardIndex(self._files, kept)
 
     def view(
         self,
@@ -223,7 +266,7 @@ class ShardIndex:
                 )
         base = IndexView(position_R=np.arange(len(self))) if self._rows is None else self._rows
         rows = base.rows(position_R, window_R2, values, tuple(classes) if classes is not None else None)
-        view = ShardIndex(self.folder, self._table, self._description, self.local_index, rows)
+        view = ShardIndex(self._files, self._kept, rows)
         if window_R2 is not None:
             check_windows(window_R2, view.column("duration_s"), view.column("frames"))
         return view
@@ -233,7 +276,27 @@ class ShardIndex:
         return self.folder / self.shards[sample.shard].name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return load_index, (self.folder, self.local_index.for_other_process(), self._rows)
+        return load_index, (self.folder, self.local_index.for_other_process(), self._kept, self._rows)
+
+
+def _arrow_mask(rows: RowSet) -> pa.BooleanArray:
+    """Whether each row of the index is in a set, without a copy."""
+    return pa.BooleanArray.from_buffers(pa.bool_(), rows.total, [None, pa.py_buffer(rows.bits)])
+
+
+def index_of_table(folder: Location, table: pa.Table, classes: Sequence[str], fingerprint: str) -> ShardIndex:
+    """An index in memory, without videos, so that others read its columns as from shards."""
+    description = {
+        "format": _OLD_FORMAT,
+        "samples": len(table),
+        "classes": classes,
+        "fingerprint": fingerprint,
+    }
+    local_index = LocalIndex(folder=Path(folder.url), state=b"")
+    files = IndexFiles(
+        folder=folder, table=table, shards=shard_table(()), description=description, local_index=local_index
+    )
+    return ShardIndex(files)
 
 
 def open_index(
@@ -261,8 +324,7 @@ def open_index(
         folder = replace(folder, retry_policy=replace(folder.retry_policy, outage_s=outage_s))
     try:
         local_index = retry_during_outage(
-            lambda: fetch_index(folder, (DATASET_NAME, INDEX_NAME), cache),
-            outage_s=folder.retry_policy.outage_s,
+            lambda: fetch_index(folder, cache), outage_s=folder.retry_policy.outage_s
         )
     except StorageError as error:
         is_file = folder.path is not None and folder.path.is_file()
@@ -279,35 +341,63 @@ def open_index(
     return index
 
 
-def load_index(folder: Location, local_index: LocalIndex, rows: IndexView | None = None) -> ShardIndex:
+def load_index(
+    folder: Location, local_index: LocalIndex, kept: RowSet | None = None, rows: IndexView | None = None
+) -> ShardIndex:
     """Open the local files of an index.
 
     Args:
-        rows: the rows of a view; all by default.
+        kept: the rows that `ShardIndex.filter` kept.
+        rows: the rows of a view.
     """
     try:
-        description = json.loads((local_index.folder / DATASET_NAME).read_text(encoding="utf-8"))
-        table = pa.ipc.open_file(pa.memory_map(str(local_index.folder / INDEX_NAME))).read_all()
+        description = json.loads(local_index.state)
+        _check_format(folder, description.get("format"))
+        files = files_of(description)
+        tables = {role: _map_table(local_index.folder / file.name) for role, file in files.items()}
+        if "shards" not in files:
+            tables["shards"] = pa.Table.from_pylist(description.pop("shards"), schema=SHARD_COLUMNS)
     except OSError as error:
         raise DataError(f"the index in {folder} cannot be read: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"the index in {folder} is damaged ({error}); fix: shard the source again") from error
-    _check_format(folder, description.get("format"))
-    fixed, extra = list(table.schema)[: len(COLUMNS)], list(table.schema)[len(COLUMNS) :]
-    if fixed != list(COLUMNS) or any(column.type not in EXTRA_TYPES for column in extra):
-        raise DataError(
-            f"{folder / INDEX_NAME} does not have the columns of format {FORMAT}; fix: shard the source again"
-        )
-    if len(table) != description["samples"]:
-        raise DataError(
-            f"{folder}: expected {description['samples']} samples as in {DATASET_NAME}, got {len(table)} in "
-            f"{INDEX_NAME}: the two files come from different runs; fix: shard the source again"
-        )
-    return ShardIndex(folder, table, description, local_index, rows)
+    _check_tables(folder, files, tables)
+    removed = tables.get("removed")
+    opened = IndexFiles(
+        folder=folder,
+        table=tables["index"],
+        shards=ShardTable(tables["shards"]),
+        description=description,
+        local_index=local_index,
+        there=removed and RowSet.without(removed.column("row").to_numpy(), len(tables["index"])),
+    )
+    return ShardIndex(opened, kept, rows)
+
+
+def _map_table(path: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def _check_tables(folder: Location, files: Mapping[str, DataFile], tables: Mapping[str, pa.Table]) -> None:
+    expected = {"index": COLUMNS, "shards": SHARD_COLUMNS, "removed": REMOVED_COLUMNS}
+    for role, table in tables.items():
+        name = files[role].name if role in files else DATASET_NAME
+        fixed, extra = list(table.schema)[: len(expected[role])], list(table.schema)[len(expected[role]) :]
+        may_have_more = role == "index" and all(column.type in EXTRA_TYPES for column in extra)
+        if fixed != list(expected[role]) or (extra and not may_have_more):
+            raise DataError(
+                f"{folder / name} does not have the columns of format {FORMAT}; fix: shard the source again"
+            )
+        if role in files and len(table) != files[role].rows:
+            what = "samples" if role == "index" else "rows"
+            raise DataError(
+                f"{folder}: expected {files[role].rows} {what} as in {DATASET_NAME}, got {len(table)} in "
+                f"{name}: the two files come from different runs; fix: shard the source again"
+            )
 
 
 def _check_format(folder: Location, given: Any) -> None:
-    if given != FORMAT:
+    if given not in (_OLD_FORMAT, FORMAT):
         is_newer = isinstance(given, int) and given > FORMAT
         fix = "install the version that wrote it, or a newer one" if is_newer else "shard the source again"
         raise DataError(f"{folder}: expected an index of format {FORMAT}, got {given!r}; fix: {fix}")
@@ -369,43 +459,3 @@ def find_leaks(values: Any, codes: Sequence[np.ndarray]) -> list[Leak]:
                 samples += int(count[at])
         found.append(Leak(value=value, first=first, samples=samples))
     return found
-
-
-def write_index(
-    folder: Path,
-    samples: Sequence[Sample],
-    shards: Sequence[Shard],
-    classes: Sequence[str],
-    made_by: dict[str, Any],
-    extra: Mapping[str, Sequence[Any]] | None = None,
-) -> None:
-    """Write `index.arrow`, then `dataset.json`; its presence marks a complete data set.
-
-    Args:
-        extra: more columns of text, integers or floats: one value or None per sample.
-    """
-    rows = [asdict(sample) for sample in samples]
-    table = pa.Table.from_pylist(rows, schema=COLUMNS)
-    for name, values in (extra or {}).items():
-        table = table.append_column(name, pa.array(values))
-    partial_index = folder / f"{INDEX_NAME}.partial"
-    with pa.OSFile(str(partial_index), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table, max_chunksize=_ROWS_PER_CHUNK)
-    with partial_index.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    partial_index.replace(folder / INDEX_NAME)
-    description = {
-        "format": FORMAT,
-        "classes": list(classes),
-        "samples": len(rows),
-        "index_sha256": sha256,
-        "shards": [asdict(shard) for shard in shards],
-        "fingerprint": fingerprint(shards),
-        "made_by": made_by,
-    }
-    atomic_write_text(folder / DATASET_NAME, json.dumps(description, indent=1, ensure_ascii=False))
-
-
-def fingerprint(shards: Sequence[Shard]) -> str:
-    """Digest of the shards' content: equal for equal shards in equal order, independent of the location."""
-    return hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]

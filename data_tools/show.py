@@ -45,7 +45,7 @@ def summarize(index: ShardIndex) -> dict[str, Any]:
     return {
         "samples": len(index),
         "shards": len(index.shards),
-        "bytes": sum(shard.bytes for shard in index.shards),
+        "bytes": index.shards.bytes,
         "fingerprint": index.fingerprint,
         "classes": {name: labels[position] for position, name in enumerate(index.classes)},
         "without_label": labels[NO_LABEL],

@@ -24,6 +24,8 @@ OWNERS = {
     "pyarrow": {
         "data_tools/conditions.py",
         "data_tools/index.py",
+        "data_tools/index_schema.py",
+        "data_tools/index_writer.py",
         "finetune/evaluation/predictions.py",
         "finetune/features/files.py",
         "finetune/predict/tables.py",

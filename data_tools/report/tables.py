@@ -22,7 +22,7 @@ def split_row(collection: Collection, number: int) -> dict[str, Any]:
     """The totals of one data set."""
     index = collection.indexes[number]
     duration_s = index.column("duration_s")
-    byte_count = sum(shard.bytes for shard in index.shards)
+    byte_count = index.shards.bytes
     return {
         "name": collection.splits[number] or collection.name,
         "videos": len(index),

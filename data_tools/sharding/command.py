@@ -258,7 +258,7 @@ def _written(out: Location) -> dict[str, Any]:
             split: {
                 "samples": len(index),
                 "shards": len(index.shards),
-                "bytes": sum(shard.bytes for shard in index.shards),
+                "bytes": index.shards.bytes,
                 "fingerprint": index.fingerprint,
             }
             for split, index in splits.items()

@@ -91,18 +91,6 @@ class Output:
         place = self._root / split / name
         return place.url if place.path is None else str(place.path.absolute())
 
-    def index_folder(self, split: str) -> Path:
-        """The local folder in which the index of a split is written."""
-        folder = (self.out.path or self.work) / split
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def upload(self, split: str, name: str) -> None:
-        if self.out.path is None:
-            file = self.work / split / name
-            (self.out / split / name).upload(file)
-            file.unlink()
-
     def write_text(self, name: str, text: str) -> None:
         """Write a small file of OUT, such as train/rejected.jsonl."""
         place = self.out

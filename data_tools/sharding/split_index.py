@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import replace
 
 from kinemae.data_tools.command import log
-from kinemae.data_tools.index import COLUMNS, DATASET_NAME, INDEX_NAME, NO_LABEL, Sample, write_index
+from kinemae.data_tools.index import COLUMNS, NO_LABEL, Sample, write_index
 from kinemae.data_tools.sharding.output import Output
 from kinemae.data_tools.sharding.plan import Plan, check_leaks
 from kinemae.data_tools.sharding.splits import count_copies, leaks
@@ -19,11 +19,8 @@ def write_split_index(split: str, plan: Plan, output: Output, windows: WindowLog
         shards += [replace(shard, name=output.shard_reference(split, shard.name)) for shard in window.shards]
     samples = [Sample(**{name: row[name] for name in COLUMNS.names}) for row in rows]
     extra = {name: [row.get(name) for row in rows] for name in plan.columns}
-    folder = output.index_folder(split)
     made_by = {"command": "data_tools shard", "split": split, "config": plan.record}
-    write_index(folder, samples, shards, plan.classes, made_by, extra)
-    for name in (INDEX_NAME, DATASET_NAME):  # dataset.json marks the data set as complete
-        output.upload(split, name)
+    write_index(output.out / split, samples, shards, plan.classes, made_by, extra)
     present = {sample.label for sample in samples} - {NO_LABEL}
     absent = [name for number, name in enumerate(plan.classes) if number not in present]
     log.info("%s: %d videos in %d shards", output.out / split, len(rows), len(shards))

@@ -14,9 +14,11 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,8 +26,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.data_set_files import DATASET_NAME, DataFile, files_of
 from kinemae.data_tools.files import Descriptor, flock, read_at, write_at
-from kinemae.data_tools.storage.location import Location, location
+from kinemae.data_tools.storage.location import Location
 
 _BLOCK = 4096
 _FILE_OVERHEAD = 4 * _BLOCK  # block map of a sparse file, which file systems count late
@@ -165,62 +168,67 @@ class LocalIndex:
     """The folder with an index's files on this machine.
 
     Attributes:
-        keep_alive: keeps the folder while the index is in use: a temporary folder, or the lock of a copy.
+        state: the content of dataset.json when the index was opened; later changes do not matter.
+        keep_alive: keeps the folder while the index is in use: the lock of a copy.
     """
 
     folder: Path
+    state: bytes
     cache: Cache | None = None
-    keep_alive: "tempfile.TemporaryDirectory[str] | Descriptor | None" = None
+    keep_alive: Descriptor | None = None
 
     def for_other_process(self) -> "LocalIndex":
-        """The same for another process, which must not delete the folder."""
+        """The same for another process, which does not keep the folder."""
         return replace(self, keep_alive=None)
 
 
-def fetch_index(folder: Location, names: Sequence[str], cache: Cache | None) -> LocalIndex:
-    """Copy a remote index to this machine, into the cache or else a temporary folder; a local one stays.
-
-    Args:
-        names: first the small file, which holds the sha256 of the second one as `index_sha256`.
+def fetch_index(folder: Location, cache: Cache | None) -> LocalIndex:
+    """Copy a remote index to the cache, or else to a shared temporary folder; a local index stays.
 
     Raises:
         StorageError: a file is missing or cannot be read.
-        DataError: the two files do not match, also after retries.
+        DataError: the files do not match dataset.json, also after retries.
     """
     if cache is not None:
         cache.check()
-    if folder.path is not None:
-        for name in names:
-            (folder / name).size()
-        return LocalIndex(folder=folder.path, cache=cache)
     for attempt in range(_INDEX_ATTEMPTS):
-        small = (folder / names[0]).read()
-        local = _temporary_copy() if cache is None else _cached_copy(folder, names, small, cache)
-        if _download(local.folder, folder, names, small):
-            if cache is not None:
-                _downgrade_lock(local)
-                _remove_old_copies(cache)
+        state = (folder / DATASET_NAME).read()
+        files = _named_files(state)
+        if folder.path is not None:
+            for file in files:
+                (folder / file.name).size()
+            return LocalIndex(folder=folder.path, state=state, cache=cache)
+        root = _shared_temporary_folder() if cache is None else cache.folder
+        local = _cached_copy(folder, files, state, root / "indexes", cache)
+        wrong = _download(local.folder, folder, files)
+        if wrong is None:
+            _downgrade_lock(local)
+            _remove_old_copies(root / "indexes", 0 if cache is None else _MAX_COPIES)
             return local
         del local  # its lock would make the next attempt wait for this one
         time.sleep(folder.retry_policy.pause_s * 2**attempt)
     raise DataError(
-        f"{folder / names[1]} is not the file that {names[0]} describes: index_sha256 differs; fix: publish "
-        "both files again, or wait until the upload ends"
+        f"{folder / wrong.name} is not the file that {DATASET_NAME} describes: its sha256 differs; fix: "
+        "publish the files of the index again, or wait until the upload ends"
     )
 
 
-def _temporary_copy() -> LocalIndex:
-    temporary = tempfile.TemporaryDirectory(prefix="kinemae-index-")
-    return LocalIndex(folder=Path(temporary.name), keep_alive=temporary)
+def _named_files(state: bytes) -> list[DataFile]:
+    try:
+        return list(files_of(json.loads(state)).values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []  # opening the index reports damage
 
 
-def _cached_copy(folder: Location, names: Sequence[str], small: bytes, cache: Cache) -> LocalIndex:
+def _cached_copy(
+    folder: Location, files: Sequence[DataFile], state: bytes, copies: Path, cache: Cache | None
+) -> LocalIndex:
     """Lock the folder of a copy: shared if the copy is complete, else exclusively to fill it.
 
     The processes of a machine start at the same time, so one of them downloads.
     """
-    digest = hashlib.sha256(folder.url.encode() + b"\0" + small).hexdigest()[:40]
-    copy = cache.folder / "indexes" / digest
+    digest = hashlib.sha256(folder.url.encode() + b"\0" + state).hexdigest()[:40]
+    copy = copies / digest
     while True:
         copy.mkdir(exist_ok=True)
         try:
@@ -228,12 +236,32 @@ def _cached_copy(folder: Location, names: Sequence[str], small: bytes, cache: Ca
         except FileNotFoundError:  # removed by another process in between
             continue
         may_use = _try_lock(lock, fcntl.LOCK_EX) or (
-            _try_lock(lock, fcntl.LOCK_SH) and all((copy / name).exists() for name in names)
+            _try_lock(lock, fcntl.LOCK_SH) and all((copy / file.name).exists() for file in files)
         )
         if may_use and _is_same_file(copy / "lock", lock):
-            return LocalIndex(folder=copy, cache=cache, keep_alive=lock)
+            if cache is None:
+                weakref.finalize(lock, _remove_at_end, copy, os.getpid())
+            return LocalIndex(folder=copy, state=state, cache=cache, keep_alive=lock)
         del lock
         time.sleep(_POLL_S)
+
+
+def _shared_temporary_folder() -> Path:
+    """The folder of copies without `data.cache_dir`; the last process that uses a copy removes it.
+
+    Raises:
+        DataError: another user could write to it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"kinemae-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise DataError(
+            f"{folder}: expected a folder that only this user can write, got another; fix: remove it, or set "
+            "data.cache_dir or TMPDIR"
+        )
+    (folder / "indexes").mkdir(exist_ok=True)
+    return folder
 
 
 def _try_lock(lock: Descriptor, operation: int) -> bool:
@@ -251,47 +279,48 @@ def _is_same_file(path: Path, lock: Descriptor) -> bool:
         return False
 
 
-def _download(copy: Path, folder: Location, names: Sequence[str], small: bytes) -> bool:
-    """Download the files into a folder; return whether they match."""
-    large = copy / names[1]
-    if not large.exists():
-        new = large.with_name(f"{large.name}.{os.getpid()}.new")
-        (folder / names[1]).download(new)
-        if not _has_expected_sha256(new, small):
-            new.unlink()
-            return False
-        new.replace(large)
-    if not (copy / names[0]).exists():
-        location(copy / names[0]).write(small)  # atomic: other processes may read it
-    return True
-
-
-def _has_expected_sha256(file: Path, small: bytes) -> bool:
-    try:
-        expected = json.loads(small).get("index_sha256", "")
-    except (ValueError, AttributeError):
-        return True  # opening the index reports damage
-    with file.open("rb") as content:
-        return not expected or hashlib.file_digest(content, "sha256").hexdigest() == expected
+def _download(copy: Path, folder: Location, files: Sequence[DataFile]) -> DataFile | None:
+    """Download the files into a folder; return one that does not match its sha256."""
+    for file in files:
+        path = copy / file.name
+        if not path.exists():
+            new = path.with_name(f"{path.name}.{os.getpid()}.new")
+            (folder / file.name).download(new)
+            with new.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            if file.sha256 not in ("", digest):
+                new.unlink()
+                return file
+            new.replace(path)
+    return None
 
 
 def _downgrade_lock(local: LocalIndex) -> None:
     """Hold a shared lock while this process uses the copy."""
-    assert isinstance(local.keep_alive, Descriptor)
+    assert local.keep_alive is not None
     os.utime(local.keep_alive.number)
     flock(local.keep_alive.number, fcntl.LOCK_SH)
 
 
-def _remove_old_copies(cache: Cache) -> None:
-    """Remove the copies that were opened longest ago and that no process uses."""
-    copies = sorted((cache.folder / "indexes").iterdir(), key=_opened_ns)
-    for copy in copies[:-_MAX_COPIES]:
-        try:
-            lock = Descriptor(str(copy / "lock"), os.O_RDWR)
-            if flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB):  # False on a file system without locks
-                shutil.rmtree(copy, ignore_errors=True)
-        except (FileNotFoundError, BlockingIOError):
-            continue
+def _remove_old_copies(copies: Path, kept: int) -> None:
+    """Remove the copies that no process uses, except those that were opened last."""
+    by_age = sorted(copies.iterdir(), key=_opened_ns)
+    for copy in by_age[: max(len(by_age) - kept, 0)]:
+        _remove_unused(copy)
+
+
+def _remove_unused(copy: Path) -> None:
+    try:
+        lock = Descriptor(str(copy / "lock"), os.O_RDWR)
+        if flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB):  # False on a file system without locks
+            shutil.rmtree(copy, ignore_errors=True)
+    except (FileNotFoundError, BlockingIOError):
+        pass
+
+
+def _remove_at_end(copy: Path, process: int) -> None:
+    if os.getpid() == process:  # not in a forked child
+        _remove_unused(copy)
 
 
 def _opened_ns(copy: Path) -> int:

@@ -130,7 +130,7 @@ class ClipReader:
                 self.clips.index, seed=self.clips.seed, position=position // self.clips.views
             )
             for name, column in values.items():
-                column.append(found.index.arrow_column(name)[found.position].as_py())
+                column.append(found.index.value(name, found.position))
         return values
 
 

@@ -17,14 +17,13 @@ import numpy as np
 
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import load_config, require
+from kinemae.data_tools.data_set_files import fingerprint
 from kinemae.data_tools.index import (
     DATASET_NAME,
-    INDEX_NAME,
     NO_LABEL,
     ShardIndex,
     dictionary_encode_column,
     find_leaks,
-    fingerprint,
     open_data_sets,
 )
 from kinemae.data_tools.pool import TIMEOUT_S, imap
@@ -102,8 +101,8 @@ def verify(
     """
     yield from _check_leaks(sets)
     for index in sets.values():
-        yield from _check_index(index)
-        jobs = _shard_jobs(index)
+        yield from _check_index(index.with_removed())
+        jobs = _shard_jobs(index.with_removed())
         checked = imap(check_shard, jobs, workers=workers, timeout_s=timeout_s)
         for faults in progress(checked, total=len(jobs), what=f"shards of {index.folder}", unit="shard"):
             yield from faults
@@ -119,7 +118,7 @@ def _shard_jobs(index: ShardIndex) -> list[ShardJob]:
     shard_R = index.column("shard")
     order = np.argsort(shard_R, kind="stable")
     ends = np.searchsorted(shard_R[order], np.arange(1, len(index.shards)))
-    handle = IndexHandle.of(index)
+    handle = IndexHandle.of(index, with_removed=True)
     return [
         ShardJob(handle=handle, number=number, positions=tuple(positions.tolist()))
         for number, positions in enumerate(np.split(order, ends))
@@ -128,19 +127,20 @@ def _shard_jobs(index: ShardIndex) -> list[ShardJob]:
 
 def _check_index(index: ShardIndex) -> Iterator[Fault]:
     """Faults that the index alone shows."""
-    place = str(index.folder)
-    if index.sha256:
-        with (index.local_index.folder / INDEX_NAME).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != index.sha256:
-                yield Fault(place=place, problem=f"{INDEX_NAME} and {DATASET_NAME} come from different runs")
-    if fingerprint(index.shards) != index.fingerprint:
-        yield Fault(place=place, problem=f"the fingerprint in {DATASET_NAME} does not match its shards")
+    place, files = str(index.folder), index.files
+    for each in files.values():
+        with (index.local_index.folder / each.name).open("rb") as file:
+            if each.sha256 not in ("", hashlib.file_digest(file, "sha256").hexdigest()):
+                yield Fault(place=place, problem=f"{each.name} and {DATASET_NAME} come from different runs")
+    digests = [*index.shards.column("sha256"), *(each.sha256 for each in files.values())]
+    if "shards" in files and fingerprint(digests) != index.fingerprint:
+        yield Fault(place=place, problem=f"the fingerprint in {DATASET_NAME} does not match its files")
     counts = np.bincount(np.clip(index.column("shard"), 0, None), minlength=len(index.shards))
     for shard, count in zip(index.shards, counts.tolist(), strict=False):
         if count != shard.samples:
-            problem = f"expected {shard.samples} samples as in {DATASET_NAME}, got {count} rows in the index"
+            problem = f"expected {shard.samples} samples as listed, got {count} rows in the index"
             yield Fault(place=str(index.folder / shard.name), problem=problem)
-    names = {shard.name for shard in index.shards}
+    names = set(index.shards.column("name"))
     for name in index.folder.list(".tar") if index.folder.path is not None else ():
         if name not in names:
             yield Fault(place=str(index.folder / name), problem="the shard is not in the index")

@@ -43,11 +43,13 @@ class IndexHandle:
 
     folder: Location
     local_index: LocalIndex
+    with_removed: bool
 
     @staticmethod
-    def of(index: ShardIndex) -> "IndexHandle":
+    def of(index: ShardIndex, *, with_removed: bool = False) -> "IndexHandle":
         """Make the handle of an index."""
-        return IndexHandle(folder=index.folder, local_index=index.local_index.for_other_process())
+        local_index = index.local_index.for_other_process()
+        return IndexHandle(folder=index.folder, local_index=local_index, with_removed=with_removed)
 
     def open(self) -> ShardIndex:
         """Open the index."""
@@ -56,7 +58,8 @@ class IndexHandle:
 
 @lru_cache(maxsize=2)
 def _load_once(handle: IndexHandle) -> ShardIndex:
-    return load_index(handle.folder, handle.local_index)
+    index = load_index(handle.folder, handle.local_index)
+    return index.with_removed() if handle.with_removed else index
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.index import COLUMNS, EXTRA_TYPES, NO_LABEL, ShardIndex
-from kinemae.data_tools.storage.cache import LocalIndex
+from kinemae.data_tools.index import COLUMNS, EXTRA_TYPES, NO_LABEL, ShardIndex, index_of_table
 from kinemae.data_tools.storage.location import location
 from kinemae.finetune.features.files import FeatureTable, read_features
 from kinemae.finetune.probe.store import Features
@@ -81,6 +80,4 @@ def _index(path: str, table: FeatureTable, classes: Sequence[str], *, key: str) 
             if column.type in EXTRA_TYPES:
                 found = found.append_column(name, column)
     digest = hashlib.sha256(table.features.tobytes() + "\n".join(keys).encode()).hexdigest()[:16]
-    description = {"classes": list(classes), "shards": [], "fingerprint": digest}
-    folder = location(str(Path(path).parent))
-    return ShardIndex(folder, found.combine_chunks(), description, LocalIndex(folder=Path(path).parent))
+    return index_of_table(location(str(Path(path).parent)), found.combine_chunks(), classes, digest)

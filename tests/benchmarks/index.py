@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from kinemae.data_tools.index import COLUMNS, DATASET_NAME, FORMAT, INDEX_NAME, Shard, fingerprint, open_index
+from kinemae.data_tools.index import COLUMNS, INDEX_NAME, IndexWriter, Shard, open_index
 from kinemae.pretrain.runtime.train_step import peak_memory_bytes
 
 _PER_SHARD = 1000
@@ -88,29 +88,17 @@ def own_mb() -> float:
 
 def generate(folder: Path, samples: int) -> None:
     """Write an index as `kinemae data shard` does, without videos."""
-    with (
-        pa.OSFile(str(folder / INDEX_NAME), "wb") as file,
-        pa.ipc.new_file(file, COLUMNS) as writer,
-    ):
+    classes = [f"class {number}" for number in range(_CLASSES)]
+    with IndexWriter(folder, classes=classes, made_by={}) as writer:
         for begin in range(0, samples, _CHUNK):
-            writer.write_batch(rows(np.arange(begin, min(begin + _CHUNK, samples))))
-    shards = []
-    for number in range(-(-samples // _PER_SHARD)):
-        held = min(_PER_SHARD, samples - number * _PER_SHARD)
-        shard = Shard(
-            name=f"shard-{number:06d}.tar", samples=held, bytes=held * _VIDEO_BYTES, sha256=f"{number:064x}"
-        )
-        with (folder / shard.name).open("wb") as tar:
-            tar.truncate(shard.bytes)
-        shards.append(shard)
-    description = {
-        "format": FORMAT,
-        "classes": [f"class {number}" for number in range(_CLASSES)],
-        "samples": samples,
-        "shards": [vars(shard) for shard in shards],
-        "fingerprint": fingerprint(shards),
-    }
-    (folder / DATASET_NAME).write_text(json.dumps(description))
+            writer.add_batch(rows(np.arange(begin, min(begin + _CHUNK, samples))))
+        for number in range(-(-samples // _PER_SHARD)):
+            held = min(_PER_SHARD, samples - number * _PER_SHARD)
+            size = held * _VIDEO_BYTES
+            name = f"shard-{number:06d}.tar"
+            writer.add_shards([Shard(name=name, samples=held, bytes=size, sha256=f"{number:064x}")])
+            with (folder / name).open("wb") as tar:
+                tar.truncate(size)
 
 
 def rows(number_R: np.ndarray) -> pa.RecordBatch:

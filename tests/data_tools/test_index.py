@@ -81,7 +81,7 @@ def test_a_damaged_index_is_named(folder: Path, name: str, data: bytes):
 def test_another_format_is_named(folder: Path):
     description = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**description, "format": 99}))
-    with pytest.raises(DataError, match="expected an index of format 2, got 99; fix: install the version"):
+    with pytest.raises(DataError, match="expected an index of format 3, got 99; fix: install the version"):
         open_index(folder)
 
 
@@ -118,7 +118,7 @@ def test_opening_reads_no_rows(repo: Path):
 
 
 def test_samples_are_found_in_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("kinemae.data_tools.index._ROWS_PER_CHUNK", 3)
+    monkeypatch.setattr("kinemae.data_tools.index_writer._ROWS_PER_CHUNK", 3)
     (tmp_path / "shard-000000.tar").write_bytes(b"tar")
     rows = [replace(SAMPLE, key=str(number)) for number in range(10)]
     write_index(tmp_path, rows, [Shard(name="shard-000000.tar", samples=10, bytes=3, sha256="")], [], {})
@@ -132,7 +132,7 @@ def test_samples_are_found_in_all_chunks(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_pickled_index_is_small_and_maps_the_same_file(folder: Path):
     index = open_index(folder)
     copied = pickle.loads(pickle.dumps(index))
-    assert len(pickle.dumps(index)) < 1000
+    assert len(pickle.dumps(index)) < 1500
     assert copied.sample(0) == index.sample(0) and copied.folder == index.folder
 
 
@@ -147,7 +147,8 @@ def test_a_truncated_shard_is_named_before_reading(folder: Path):
 
 def test_files_of_different_runs_are_rejected(folder: Path):
     description = json.loads((folder / "dataset.json").read_text())
-    (folder / "dataset.json").write_text(json.dumps({**description, "samples": 2}))
+    description["files"]["index"]["rows"] = 2
+    (folder / "dataset.json").write_text(json.dumps(description))
     with pytest.raises(DataError, match=r"expected 2 samples as in dataset.json, got 1 in index.arrow"):
         open_index(folder)
 

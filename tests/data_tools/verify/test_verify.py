@@ -180,7 +180,7 @@ def later(**changes: Callable[[Sample], object]) -> Callable[[Sample], Sample]:
         (later(duration_s=lambda row: 0.0), "its duration is not positive"),
         (later(key=lambda row: "same"), "another sample has the same key"),
         (later(shard=lambda row: 7), "its shard does not exist"),
-        (later(shard=lambda row: 0), "expected 16 samples as in dataset.json, got 32 rows in the index"),
+        (later(shard=lambda row: 0), "expected 16 samples as listed, got 32 rows in the index"),
     ],
 )
 def test_a_row_that_is_wrong_is_found(shards: Path, changes: Callable[[Sample], Sample], pattern: str):
@@ -190,10 +190,12 @@ def test_a_row_that_is_wrong_is_found(shards: Path, changes: Callable[[Sample], 
 
 
 def test_an_index_of_another_run_is_found(shards: Path):
-    rewrite(shards, lambda row: row, index_sha256="00", fingerprint="other")
+    files = json.loads((shards / "dataset.json").read_text())["files"]
+    files["index"]["sha256"] = "00"
+    rewrite(shards, lambda row: row, files=files)
     replaced, fingerprint = faults_of(shards)
     assert f"{INDEX_NAME} and dataset.json come from different runs" in replaced
-    assert "the fingerprint in dataset.json does not match its shards" in fingerprint
+    assert "the fingerprint in dataset.json does not match its files" in fingerprint
 
 
 def test_full_finds_damage_under_a_correct_checksum(shards: Path):

@@ -1,0 +1,239 @@
+"""Files of a data set and their changes: `dataset.json` names the files and is replaced last.
+
+    dataset.json   {"format": 3, "files": {"index": {"name": ..., "sha256": ..., "rows": ...}, ...}, ...}
+    index.arrow    one row per sample; `index-DIGEST.arrow` after a change
+    shards.arrow   one row per shard
+    removed.arrow  numbers of removed rows, if there are any
+
+A change writes new files under new names. Readers of the old state keep its files: they are deleted by the
+next change. Format 2 has the shards in dataset.json and one other file, index.arrow.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.files import Descriptor, flock
+from kinemae.data_tools.storage.location import Location, StorageError
+
+FORMAT = 3
+DATASET_NAME = "dataset.json"
+INDEX_NAME = "index.arrow"
+_LOCK_NAME = "dataset.lock"
+_ROLES = ("index", "shards", "removed")
+_NAMES = re.compile(rf"({'|'.join(_ROLES)})(-[0-9a-f]+)?\.arrow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFile:
+    """A file of a data set: its name in the folder, its sha256 ("" if unknown), and its number of rows."""
+
+    name: str
+    sha256: str
+    rows: int
+
+
+def files_of(description: Mapping[str, Any]) -> dict[str, DataFile]:
+    """The files that a dataset.json names, by role: index, shards, removed.
+
+    Raises:
+        KeyError, TypeError, ValueError: the description is damaged.
+    """
+    if description["format"] != FORMAT:
+        digest = description.get("index_sha256", "")
+        return {"index": DataFile(name=INDEX_NAME, sha256=digest, rows=description["samples"])}
+    files = {role: DataFile(**file) for role, file in description["files"].items() if file is not None}
+    for role, file in files.items():
+        if role not in _ROLES or not _NAMES.fullmatch(file.name):
+            raise ValueError(f"unknown file {file.name!r}")
+    return files
+
+
+def fingerprint(digests: list[str]) -> str:
+    """Digest of a data set: of the sha256 of its shards, then of those of its files by role."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+
+
+class DataSetChange:
+    """A change of a data set, or a new one: locks the folder, collects new files, and commits all at once.
+
+    Without a commit nothing changes.
+
+    Args:
+        folder: where dataset.json is, or will be.
+        base: the dataset.json on which the change is based; None replaces any.
+    """
+
+    def __init__(self, folder: Location, base: bytes | None = None):
+        self.folder = folder
+        self._base = base
+        self._current: bytes | None = None
+        self._files: dict[str, DataFile | None] = {}
+        self._is_committed = False
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "DataSetChange":
+        try:
+            if self.folder.path is not None:
+                self._stack.enter_context(_Lock(self.folder.path))
+                self._scratch = self.folder.path
+            else:
+                temporary = tempfile.TemporaryDirectory(prefix="kinemae-change-")
+                self._scratch = Path(self._stack.enter_context(temporary))
+            self._current = _read(self.folder)
+            if self._base is not None and self._current != self._base:
+                raise self._changed()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for role in _ROLES:
+            self.partial(role).unlink(missing_ok=True)
+        kept = {file.name for file in self.files.values()}
+        for file in self._files.values() if not self._is_committed else ():
+            if file is not None and file.name not in kept:
+                (self.folder / file.name).remove()
+        self._stack.close()
+
+    @property
+    def files(self) -> dict[str, DataFile]:
+        """The files of the current state by role; empty for a new data set."""
+        return _known_files(self._current)[0]
+
+    def partial(self, role: str) -> Path:
+        """The local path at which the new file of a role is written."""
+        return self._scratch / f"{role}.arrow.partial"
+
+    def add_file(self, role: str, rows: int) -> DataFile:
+        """Take the file at `partial(role)` for the next state, under a name that no other state uses."""
+        partial = self.partial(role)
+        with partial.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        added = DataFile(name=self._name(role, sha256), sha256=sha256, rows=rows)
+        if self.folder.path is not None:
+            partial.replace(self.folder.path / added.name)
+        else:
+            (self.folder / added.name).upload(partial)
+            partial.unlink()
+        self._files[role] = added
+        return added
+
+    def commit(self, content: Mapping[str, Any], shard_digests: list[str]) -> None:
+        """Replace dataset.json; roles without a new file keep theirs.
+
+        Args:
+            content: the other fields of dataset.json.
+            shard_digests: the sha256 of all shards.
+
+        Raises:
+            DataError: another process changed the data set meanwhile.
+        """
+        old, older = _known_files(self._current)
+        files = {role: self._files.get(role, old.get(role)) for role in _ROLES}
+        used = {role: file for role, file in files.items() if file is not None}
+        names = {file.name for file in used.values()}
+        description = {
+            "format": FORMAT,
+            "samples": used["index"].rows - (used["removed"].rows if "removed" in used else 0),
+            "files": {role: None if file is None else asdict(file) for role, file in files.items()},
+            "previous": sorted({file.name for file in old.values()} - names),
+            "fingerprint": fingerprint([*shard_digests, *(file.sha256 for file in used.values())]),
+            **content,
+        }
+        if _read(self.folder) != self._current:
+            raise self._changed()
+        text = json.dumps(description, indent=1, ensure_ascii=False)
+        (self.folder / DATASET_NAME).write(text.encode())
+        self._is_committed = True
+        stale = older | self._left_behind()
+        for name in sorted(stale - names - {file.name for file in old.values()}):
+            (self.folder / name).remove()
+
+    def drop(self, role: str) -> None:
+        """Let the next state have no file of a role."""
+        self._files[role] = None
+
+    def _left_behind(self) -> set[str]:
+        """Names of local files that a killed process may have left."""
+        if self.folder.path is None:
+            return set()
+        return {path.name for path in self.folder.path.glob("*.arrow") if _NAMES.fullmatch(path.name)}
+
+    def _name(self, role: str, sha256: str) -> str:
+        if self._current is None:
+            return f"{role}.arrow"
+        same = self.files.get(role)
+        return same.name if same and same.sha256 == sha256 else f"{role}-{sha256[:16]}.arrow"
+
+    def _changed(self) -> DataError:
+        return DataError(
+            f"{self.folder}: expected the data set that was opened, got another {DATASET_NAME}: another "
+            "process changed it; fix: run the command again"
+        )
+
+
+def _known_files(current: bytes | None) -> tuple[dict[str, DataFile], set[str]]:
+    """The files of a state by role, and the names of those of the state before."""
+    try:
+        description = json.loads(current or b"{}")
+        previous = {name for name in description.get("previous", ()) if _NAMES.fullmatch(name)}
+        return files_of(description) if description else {}, previous
+    except (ValueError, KeyError, TypeError, AttributeError):  # damaged: replaced, and its files stay
+        return {}, set()
+
+
+def _read(folder: Location) -> bytes | None:
+    try:
+        return (folder / DATASET_NAME).read()
+    except StorageError as error:
+        if error.is_missing:
+            return None
+        raise
+
+
+class _Lock:
+    """A lock file in a local folder, held by one process; removed at the end."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._path = folder / _LOCK_NAME
+
+    def __enter__(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            lock = Descriptor(str(self._path), os.O_RDWR | os.O_CREAT)
+            try:
+                has_locks = flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DataError(
+                    f"{self._folder}: expected one writer, got another process that writes to this data set; "
+                    "fix: wait for it"
+                ) from error
+            if not has_locks:
+                log.warning("%s has no file locks (flock): change one data set at a time", self._folder)
+            if self._is_current(lock):
+                self._lock = lock
+                return
+
+    def __exit__(self, *exception: object) -> None:
+        self._path.unlink(missing_ok=True)
+        del self._lock
+
+    def _is_current(self, lock: Descriptor) -> bool:
+        """False if the last holder removed the file before it was locked here."""
+        try:
+            return self._path.stat().st_ino == os.fstat(lock.number).st_ino
+        except FileNotFoundError:
+            return False
