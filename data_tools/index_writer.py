@@ -12,7 +12,7 @@ from kinemae.data_tools.data_set_files import DataFile, DataSetChange
 from kinemae.data_tools.index_schema import COLUMNS, SHARD_COLUMNS, Sample, Shard, ShardTable, shard_table
 from kinemae.data_tools.storage.location import Location, location
 
-# The text of one chunk must stay below 2 GiB. A multiple of 8, so that no byte of a bitmap is shared by two.
+# The text of one chunk must stay below 2 GiB.
 _ROWS_PER_CHUNK = 65_536
 REMOVED_COLUMNS = pa.schema([("row", pa.int64())])
 
@@ -106,7 +106,9 @@ class IndexWriter:
 
     def _write(self, tables: Sequence[pa.Table]) -> None:
         if rows := sum(map(len, tables)):
-            self._writer.write_table(pa.concat_tables(tables).combine_chunks())
+            # `take` copies: Arrow would write some bytes beyond a slice, and equal rows give equal files.
+            whole = pa.concat_tables(tables).combine_chunks().take(np.arange(rows))
+            self._writer.write_table(whole.combine_chunks())
             self._rows += rows
 
     def _commit(self) -> None:

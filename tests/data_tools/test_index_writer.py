@@ -64,7 +64,7 @@ def names(folder: Path) -> set[str]:
 
 
 def test_batches_of_any_size_give_the_same_file(folder: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(index_writer, "_ROWS_PER_CHUNK", 8)
+    monkeypatch.setattr(index_writer, "_ROWS_PER_CHUNK", 4)
     index = open_index(folder)
     for sizes in ([1] * 10, [3, 7], [10]):
         with IndexWriter(
