@@ -28,7 +28,7 @@ from kinemae.data_tools.manifest.class_map import CLASSES_NAME, sorted_classes
 from kinemae.data_tools.manifest.videos import SPLITS
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.sharding.output import Output
-from kinemae.data_tools.sharding.parts import PARTS_NAME, Part
+from kinemae.data_tools.sharding.parts import PARTS_NAME, STATE_NAME, Part
 from kinemae.data_tools.sharding.plan import Plan, ShardConfig, make_plan
 from kinemae.data_tools.sharding.rejects import (
     NOTES_NAME,
@@ -43,8 +43,6 @@ from kinemae.data_tools.sharding.splits import shuffled
 from kinemae.data_tools.sharding.transcode import Done, TranscodeResult, forget_rejected, transcode
 from kinemae.data_tools.sharding.windows import SplitWriter, WindowLog
 from kinemae.data_tools.storage.location import Location, location
-
-STATE_NAME = "shard.json"
 
 
 def run_shard(arguments: argparse.Namespace) -> None:
@@ -70,13 +68,14 @@ def run_shard(arguments: argparse.Namespace) -> None:
         output.remove_work()
     elif not arguments.dry_run:
         with writing_to(output.out.path or output.work):
-            output.write_text(STATE_NAME, to_json_text({**plan.state, "complete": False}))
+            state = {**plan.state, **_limits_of_part(plan)}
+            output.write_text(STATE_NAME, to_json_text({**state, "complete": False}))
             if was_complete:  # readers of OUT must not find new shards with an old index
                 for split in SPLITS:
                     (output.out / split / DATASET_NAME).remove()
             with output.opened():
                 _shard(plan, output)
-                output.write_text(STATE_NAME, to_json_text({**plan.state, "complete": True}))
+                output.write_text(STATE_NAME, to_json_text({**state, "complete": True}))
                 output.remove_work()
     if arguments.json:
         written = _written(output.out) if done or not arguments.dry_run else {}
@@ -162,6 +161,13 @@ def _shard(plan: Plan, output: Output) -> None:
     for split, state in windows.splits.items():
         if state.samples:
             write_split_index(split, plan, output, windows)
+
+
+def _limits_of_part(plan: Plan) -> dict[str, Any]:
+    """The checks that `merge` makes with all parts."""
+    settings = plan.settings
+    limits = {"max_bad_fraction": settings.max_bad_fraction, "leaks": settings.leaks}
+    return {"limits": limits} if plan.part else {}
 
 
 def _max_rejected(plan: Plan) -> float:

@@ -15,6 +15,7 @@ from kinemae.data_tools.config import require
 from kinemae.data_tools.storage.location import Location
 
 PARTS_NAME = "parts"
+STATE_NAME = "shard.json"
 _FOLDER = re.compile(r"part-([0-9]{5,})-of-([0-9]{5,})")
 
 
