@@ -4,27 +4,31 @@ from collections import defaultdict
 from dataclasses import replace
 
 from kinemae.data_tools.command import log
-from kinemae.data_tools.index import COLUMNS, NO_LABEL, Sample, write_index
+from kinemae.data_tools.index import COLUMNS, EXTRA_TYPES, NO_LABEL, IndexWriter, Sample
 from kinemae.data_tools.sharding.output import Output
 from kinemae.data_tools.sharding.plan import Plan, check_leaks
 from kinemae.data_tools.sharding.splits import count_copies, leaks
 from kinemae.data_tools.sharding.windows import WindowLog
 
+_TYPES = dict(zip((str, int, float), EXTRA_TYPES, strict=True))
+
 
 def write_split_index(split: str, plan: Plan, output: Output, windows: WindowLog) -> None:
     """Write the index of a split, window by window."""
-    rows, shards = [], []
-    for window in windows.windows(split):
-        rows += window.rows
-        shards += [replace(shard, name=output.shard_reference(split, shard.name)) for shard in window.shards]
-    samples = [Sample(**{name: row[name] for name in COLUMNS.names}) for row in rows]
-    extra = {name: [row.get(name) for row in rows] for name in plan.columns}
     made_by = {"command": "data_tools shard", "split": split, "config": plan.record}
-    write_index(output.out / split, samples, shards, plan.classes, made_by, extra)
-    present = {sample.label for sample in samples} - {NO_LABEL}
+    extra = {name: _TYPES[kind] for name, kind in plan.columns.items()}
+    present: set[int] = set()
+    with IndexWriter(output.out / split, classes=plan.classes, made_by=made_by, extra=extra) as writer:
+        for window in windows.windows(split):
+            samples = [Sample(**{name: row[name] for name in COLUMNS.names}) for row in window.rows]
+            writer.add_samples(samples, {name: [row.get(name) for row in window.rows] for name in extra})
+            shards = window.shards
+            writer.add_shards([replace(one, name=output.shard_reference(split, one.name)) for one in shards])
+            present |= {sample.label for sample in samples}
+    state = windows.splits[split]
+    log.info("%s: %d videos in %d shards", output.out / split, state.samples, state.shards)
     absent = [name for number, name in enumerate(plan.classes) if number not in present]
-    log.info("%s: %d videos in %d shards", output.out / split, len(rows), len(shards))
-    if present and absent:
+    if absent and present != {NO_LABEL}:
         log.warning("%s has no video of %d classes, first %s", split, len(absent), absent[0])
 
 
