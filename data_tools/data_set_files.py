@@ -15,7 +15,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,8 +58,13 @@ def files_of(description: Mapping[str, Any]) -> dict[str, DataFile]:
     return files
 
 
-def fingerprint(digests: list[str]) -> str:
-    """Digest of a data set: of the sha256 of its shards, then of those of its files by role."""
+def fingerprint(shard_digests: Iterable[str], files: Mapping[str, DataFile]) -> str:
+    """Digest of the content of a data set: its shards, rows and removed rows; independent of the location.
+
+    Args:
+        shard_digests: the sha256 of all shards. Their names, in the file of shards, do not matter.
+    """
+    digests = [*shard_digests, *(files[role].sha256 for role in ("index", "removed") if role in files)]
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
@@ -149,7 +154,7 @@ class DataSetChange:
             "samples": used["index"].rows - (used["removed"].rows if "removed" in used else 0),
             "files": {role: None if file is None else asdict(file) for role, file in files.items()},
             "previous": sorted({file.name for file in old.values()} - names),
-            "fingerprint": fingerprint([*shard_digests, *(file.sha256 for file in used.values())]),
+            "fingerprint": fingerprint(shard_digests, used),
             **content,
         }
         if _read(self.folder) != self._current:

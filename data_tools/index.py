@@ -264,8 +264,11 @@ class ShardIndex:
                 raise ValueError(
                     f"{name}: expected a value for each of {len(position_R)} rows, got {len(given)}"
                 )
-        base = IndexView(position_R=np.arange(len(self))) if self._rows is None else self._rows
-        rows = base.rows(position_R, window_R2, values, tuple(classes) if classes is not None else None)
+        names = tuple(classes) if classes is not None else None
+        if self._rows is None:
+            rows = IndexView(position_R=position_R, window_R2=window_R2, columns=values, classes=names)
+        else:
+            rows = self._rows.rows(position_R, window_R2, values, names)
         view = ShardIndex(self._files, self._kept, rows)
         if window_R2 is not None:
             check_windows(window_R2, view.column("duration_s"), view.column("frames"))

@@ -55,8 +55,9 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         finetuned = load_model(run_dir, token_reduction=config.token_reduction)
     else:
         finetuned, selected = load_scored_model(config, run_dir)
-    data = open_scored(config, finetuned.model.task, clip_config(config, finetuned.description))
     processes = find_processes(config.engine.device)
+    clip = clip_config(config, finetuned.description)
+    data = open_scored(config, finetuned.model.task, clip, check_shards=processes.is_first)
     if arguments.dry_run:
         views = f"{config.evaluate.temporal_clips} x {config.evaluate.spatial_crops} views each"
         if config.evaluate.sliding:

@@ -196,7 +196,7 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
     description = describe_encoder(config)
     task = build_task(config.task)
     clip = clip_config(config, description)
-    data = open_data_sets(config, task, clip)
+    data = open_data_sets(config, task, clip, check_shards=processes.is_first)
     inputs = [*_data_inputs(config, data), *encoder_inputs("encoder", config.encoder)]
     continues = processes.is_first and check_run_dir(Path(config.run_dir), config, inputs)
     train = data.train.index

@@ -215,12 +215,17 @@ def spread_videos(source: ShardIndex | SeveralSets, count: int, *, clip: ClipCon
 
 
 def open_probe(
-    config: MonitorConfig, *, clip: ClipConfig, cache: Cache | None, outage_s: float | None = None
+    config: MonitorConfig,
+    clip: ClipConfig,
+    cache: Cache | None,
+    *,
+    check_shards: bool = True,
+    outage_s: float | None = None,
 ) -> KnnProbe | None:
     """Open the labelled videos of the probe; None if the config names none.
 
     Args:
-        outage_s: see `open_index`.
+        check_shards, outage_s: see `open_index`.
 
     Raises:
         DataError: a folder is no data set or has no labels, the first has only one class, or the two have
@@ -231,7 +236,7 @@ def open_probe(
     train, validation = (
         _labelled_videos(
             f"monitor.{key}={folder}",
-            open_index(folder, cache=cache, outage_s=outage_s),
+            open_index(folder, cache=cache, check_shards=check_shards, outage_s=outage_s),
             config.knn_videos,
             clip=clip,
         )

@@ -104,7 +104,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
     components = build_components(config, grid)
     batch = _plan_batch(config, world=processes.world, is_compared=components.target.uses_global_batch)
-    index, run_dir = _open_data(config), Path(config.run_dir)
+    index, run_dir = _open_data(config, processes), Path(config.run_dir)
     inputs = _inputs(config, index) if is_run else []
     # Only the first process: it may already have opened the folder when another one checks.
     by_progress = _parts_by_progress(config, components)
@@ -115,7 +115,9 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     if isinstance(index, SeveralSets):  # moved data sets keep their place in the order of clips
         index = index.renamed(original_places(run_dir, inputs))
     data = config.data
-    probe = open_probe(config.monitor, clip=config.clip, cache=data.cache, outage_s=data.outage_s)
+    probe = open_probe(
+        config.monitor, config.clip, data.cache, check_shards=processes.is_first, outage_s=data.outage_s
+    )
     return Plan(
         config=config,
         processes=processes,
@@ -280,11 +282,18 @@ def _export(plan: Plan, folder: Path) -> None:
     save_encoder(folder, plan.model.encoder, description)
 
 
-def _open_data(config: PretrainConfig) -> ShardIndex | SeveralSets:
+def _open_data(config: PretrainConfig, processes: Processes) -> ShardIndex | SeveralSets:
     data = config.data
     assert data.sources is not None
     _, shards = data.sources
-    return open_source(shards, where=data.where, weight=data.weight, cache=data.cache, outage_s=data.outage_s)
+    return open_source(
+        shards,
+        where=data.where,
+        weight=data.weight,
+        cache=data.cache,
+        check_shards=processes.is_first,
+        outage_s=data.outage_s,
+    )
 
 
 def _inputs(config: PretrainConfig, index: ShardIndex | SeveralSets) -> list[Input]:

@@ -16,14 +16,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.config import load_config, require
+from kinemae.data_tools.data_set_files import files_of
 from kinemae.data_tools.files import atomic_write_text, to_jsonl
 from kinemae.data_tools.index import (
     DATASET_NAME,
-    INDEX_NAME,
     NO_LABEL,
     REJECTED_NAME,
     Sample,
@@ -39,7 +39,7 @@ from kinemae.data_tools.indexing.field_rules import (
     warn_of_skipped,
     warn_of_unused,
 )
-from kinemae.data_tools.indexing.scan import SampleScan, ShardScan, scan_shards
+from kinemae.data_tools.indexing.scan import Probe, SampleScan, ShardScan, scan_shards
 from kinemae.data_tools.indexing.shard_list import InputShard, find_shards
 from kinemae.data_tools.manifest.class_map import (
     CLASSES_NAME,
@@ -71,14 +71,15 @@ class IndexConfig(FieldRules):
     Attributes:
         classes: fixes the class numbers: an earlier OUT, a dataset.json, or a list of classes.
         probe: "full" decodes every frame; "header" decodes the first frame and takes the number of frames
-            from the container.
+            from the container; "stored" reads no video and takes all columns from the .json that `shard`
+            wrote, and leaves the sha256 of shards empty.
         max_bad_fraction: stop if a larger fraction of the videos is unreadable; 1 never stops.
         workers: processes; 0 means one per core.
         timeout_s: reject a video after this time without progress.
     """
 
     classes: str | None = None
-    probe: Literal["full", "header"] = "full"
+    probe: Probe = "full"
     max_bad_fraction: float = 1.0
     workers: int = 0
     timeout_s: float = TIMEOUT_S
@@ -134,9 +135,8 @@ def _index(
 ) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     log_file = out / LOG_NAME
-    is_full = settings.probe == "full"
     scans = scan_shards(
-        shards, rules, log_file, is_full=is_full, workers=settings.workers, timeout_s=settings.timeout_s
+        shards, rules, log_file, probe=settings.probe, workers=settings.workers, timeout_s=settings.timeout_s
     )
     warn_of_unused([scan.unused for scan in scans], rules)
     samples = _unified(shards, [sample for scan in scans for sample in scan.samples])
@@ -326,8 +326,17 @@ def _check_not_sharded(folder: Path) -> None:
         description = json.loads((folder / DATASET_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
-    made_by = description.get("made_by", {}).get("command") if isinstance(description, dict) else None
-    if made_by != _COMMAND and (folder / INDEX_NAME).exists():
+    try:
+        files = files_of(description)
+        made_by = description.get("made_by", {}).get("command")
+    except (ValueError, KeyError, TypeError, AttributeError):  # damaged: it is written again
+        return
+    if "removed" in files:
+        raise ValueError(
+            f"OUT {folder}: expected a data set without removed samples, got {files['removed'].rows}, which "
+            "the new index would contain again; fix: run `kinemae data compact` first, or choose another OUT"
+        )
+    if made_by != _COMMAND and all((folder / file.name).exists() for file in files.values()):
         raise ValueError(
             f"OUT {folder}: expected a new folder, got a data set made by {made_by or 'another program'}, "
             "whose index has more columns than this command can write; fix: choose another OUT"

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from math import ceil
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
-from kinemae.data_tools.index import VideoInfo
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.index import DESCRIPTION_KEY, VideoInfo
 from kinemae.data_tools.indexing.field_rules import (
     FieldRules,
     SampleInfo,
@@ -30,6 +31,7 @@ from kinemae.data_tools.storage.retries import outage_errors
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import probe
 
+Probe = Literal["full", "header", "stored"]
 _CHANGED = "its checksum differs from the one in its .json: the video has changed"
 
 
@@ -84,7 +86,7 @@ class _Job:
 
     shard: InputShard
     rules: FieldRules
-    is_full: bool
+    probe: Probe
     part: int
     parts: int
 
@@ -94,15 +96,16 @@ def scan_shards(
     rules: FieldRules,
     log_file: Path,
     *,
-    is_full: bool,
+    probe: Probe,
     workers: int,
     timeout_s: float = TIMEOUT_S,
 ) -> list[ShardScan]:
     """Read all shards, on several processes.
 
-    A remote shard is downloaded to a temporary folder while it is read.
+    A remote shard is downloaded to a temporary folder while its videos are read.
 
     Args:
+        probe: see `IndexConfig`.
         log_file: keeps the results, so that a repeated command resumes.
         timeout_s: see `imap_unordered`.
 
@@ -110,7 +113,7 @@ def scan_shards(
         StorageUnavailable: a shard cannot be read now.
         DataError: a shard is damaged, or a label is missing or invalid.
     """
-    jobs = {_key(job): job for shard in shards for job in _jobs(shard, rules, is_full, len(shards), workers)}
+    jobs = {_key(job): job for shard in shards for job in _jobs(shard, rules, probe, len(shards), workers)}
     logged = load_results(log_file, _parse)
     known = {key: scan for key, scan in logged.items() if key in jobs and not scan.failure}
     todo = [key for key in jobs if key not in known]
@@ -125,11 +128,11 @@ def scan_shards(
     return [_joined(parts[shard.name], number) for number, shard in enumerate(shards)]
 
 
-def _jobs(shard: InputShard, rules: FieldRules, is_full: bool, shards: int, workers: int) -> list[_Job]:
-    """Split a local shard in parts if there are fewer shards than processes."""
+def _jobs(shard: InputShard, rules: FieldRules, probe: Probe, shards: int, workers: int) -> list[_Job]:
+    """Split a local shard in parts if there are fewer shards than processes and videos are decoded."""
     processes = workers or len(os.sched_getaffinity(0))
-    parts = max(ceil(processes / shards), 1) if shard.place.path else 1
-    return [_Job(shard=shard, rules=rules, is_full=is_full, part=part, parts=parts) for part in range(parts)]
+    parts = max(ceil(processes / shards), 1) if shard.place.path and probe != "stored" else 1
+    return [_Job(shard=shard, rules=rules, probe=probe, part=part, parts=parts) for part in range(parts)]
 
 
 def _joined(parts: list[ShardScan], number: int) -> ShardScan:
@@ -140,7 +143,7 @@ def _joined(parts: list[ShardScan], number: int) -> ShardScan:
 def _scan(job: _Job) -> ShardScan:
     with (
         outage_errors(f"cannot read {job.shard.place}"),
-        _local(job.shard) as shard,
+        _local(job) as shard,
         open_shard(shard.place) as file,
     ):
         contents = read_shard(replace(shard, place=job.shard.place), job.rules, file)
@@ -150,7 +153,7 @@ def _scan(job: _Job) -> ShardScan:
 
 def _scan_separately(job: _Job, workers: int, timeout_s: float) -> ShardScan:
     """Repeat a job that crashed or timed out, with each sample in a separate process."""
-    with _local(job.shard) as shard, open_shard(shard.place) as file:
+    with _local(job) as shard, open_shard(shard.place) as file:
         contents = read_shard(shard, job.rules, file)
         total = len(contents.samples)
         singles = [replace(job, shard=shard, part=i, parts=total) for i in range(job.part, total, job.parts)]
@@ -174,12 +177,38 @@ def _shard_scan(job: _Job, file: IO[bytes], contents: ShardContents, samples: li
     if job.part > 0:
         return ShardScan(samples=tuple(samples), unused=unused)
     samples = samples + [_unreadable(key, key, reason) for key, reason in contents.skipped.items()]
+    if job.probe == "stored":
+        return ShardScan(samples=tuple(samples), bytes=file.seek(0, os.SEEK_END), unused=unused)
     file.seek(0)
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     return ShardScan(samples=tuple(samples), bytes=file.tell(), sha256=sha256, unused=unused)
 
 
+def _stored_sample(job: _Job, sample: SampleInfo) -> SampleScan:
+    """Take all columns from the .json of a sample, without its video."""
+    stored = sample.stored
+    if stored is None:
+        raise DataError(
+            f"{job.shard.place}, {sample.key}: expected {DESCRIPTION_KEY} in its .json, which `shard` "
+            "writes, got none; fix: set probe=header, which reads the videos"
+        )
+    row = SampleScan(
+        key=sample.key,
+        name=sample.video.name,
+        offset=sample.video.offset,
+        length=sample.video.length,
+        crc32=stored.crc32,
+        label=sample.label,
+        group=sample.group,
+        extra=dict(sample.extra),
+        info=stored.info,
+    )
+    return _with_stored(row, stored)
+
+
 def _scan_sample(file: IO[bytes], job: _Job, sample: SampleInfo) -> SampleScan:
+    if job.probe == "stored":
+        return _stored_sample(job, sample)
     video = read_member(file, sample.video, f"{job.shard.place}, {sample.key}")
     row = SampleScan(
         key=sample.key,
@@ -199,10 +228,10 @@ def _scan_sample(file: IO[bytes], job: _Job, sample: SampleInfo) -> SampleScan:
         row = _with_stored(row, stored)
     notes: list[str] = []
     try:
-        info = probe(video, full=job.is_full, notes=notes)
+        info = probe(video, full=job.probe == "full", notes=notes)
     except BadVideo as error:
         return replace(row, reason=" ".join(str(error).split()))
-    if stored is not None and (not job.is_full or stored.info.frames == info.frames):
+    if stored is not None and (job.probe == "header" or stored.info.frames == info.frames):
         info = stored.info
     return replace(row, info=info, note="; ".join(notes))
 
@@ -224,9 +253,10 @@ def _unreadable(key: str, name: str, reason: str) -> SampleScan:
 
 
 @contextmanager
-def _local(shard: InputShard) -> Iterator[InputShard]:
-    """The shard on this machine, downloaded if it is remote."""
-    if shard.place.path is not None:
+def _local(job: _Job) -> Iterator[InputShard]:
+    """The shard on this machine, downloaded if it is remote and its videos are read."""
+    shard = job.shard
+    if shard.place.path is not None or job.probe == "stored":
         yield shard
         return
     with tempfile.TemporaryDirectory(prefix="kinemae-index-") as folder:
@@ -241,7 +271,7 @@ def _key(job: _Job) -> str:
     modified = path.stat().st_mtime_ns if path else 0
     place = [str(job.shard.place), job.shard.split, job.shard.place.size(), modified]
     rules = {each.name: getattr(job.rules, each.name) for each in fields(FieldRules)}
-    return json.dumps([*place, rules, job.is_full, job.part, job.parts])
+    return json.dumps([*place, rules, job.probe, job.part, job.parts])
 
 
 def _parse(entry: dict[str, Any]) -> ShardScan:

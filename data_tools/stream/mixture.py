@@ -123,6 +123,7 @@ def open_source(
     where: str | None = None,
     weight: str | None = None,
     cache: Cache | None = None,
+    check_shards: bool = True,
     outage_s: float | None = None,
 ) -> ShardIndex | SeveralSets:
     """Open the data of a run.
@@ -132,7 +133,7 @@ def open_source(
         where: a condition over columns, see `conditions.py`: other samples are left out.
         weight: a column: samples come in proportion to it.
         cache: cache of remote shards.
-        outage_s: see `open_index`.
+        check_shards, outage_s: see `open_index`; one process of a job checks the shards.
 
     Raises:
         ValueError: a wrong condition or column, or a weight of a folder that is too small beside the others.
@@ -140,7 +141,8 @@ def open_source(
     """
 
     def open_set(folder: str | Path) -> ShardIndex:
-        return select_rows(open_index(folder, cache=cache, outage_s=outage_s), where)
+        index = open_index(folder, cache=cache, check_shards=check_shards, outage_s=outage_s)
+        return select_rows(index, where)
 
     if isinstance(shards, str | Path):
         index = open_set(shards)

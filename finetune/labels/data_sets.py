@@ -53,15 +53,20 @@ class DataSets(NamedTuple):
     scored: DataSet
 
 
-def open_data_sets(config: FinetuneConfig, task: Task, clip: ClipConfig) -> DataSets:
+def open_data_sets(
+    config: FinetuneConfig, task: Task, clip: ClipConfig, *, check_shards: bool = True
+) -> DataSets:
     """Open and check the data sets of a run, and fit the task to the training part.
+
+    Args:
+        check_shards: see `open_index`; one process of a job checks the shards.
 
     Raises:
         DataError: a folder is no data set, the task cannot use it, or two sets share groups.
         ValueError: the task does not support these clips.
     """
     config.evaluate.check_clip(clip)
-    whole = _open(config, "train", task, clip)
+    whole = _open(config, "train", task, clip, check_shards)
     task.fit(whole.index, key=whole.key)
     train = whole
     held_out: DataSet | None = None
@@ -70,7 +75,8 @@ def open_data_sets(config: FinetuneConfig, task: Task, clip: ClipConfig) -> Data
         task.fit(train.index, key=train.key)
     named = {"held_out": held_out}
     for name in ("validation", "test"):
-        named[name] = None if getattr(config.data, name) is None else _open(config, name, task, clip)
+        is_given = getattr(config.data, name) is not None
+        named[name] = _open(config, name, task, clip, check_shards) if is_given else None
     sets = {data.key: data.index for data in (whole, named["validation"], named["test"]) if data is not None}
     check_leaks(sets, policy=config.data.leaks)
     selection = held_out or named["validation"]
@@ -85,7 +91,9 @@ def open_data_sets(config: FinetuneConfig, task: Task, clip: ClipConfig) -> Data
     return DataSets(whole, train, selection, scored)
 
 
-def open_scored(config: FinetuneConfig, task: Task, clip: ClipConfig) -> DataSet:
+def open_scored(
+    config: FinetuneConfig, task: Task, clip: ClipConfig, *, check_shards: bool = True
+) -> DataSet:
     """Open the data of `evaluate.data`, for a trained task.
 
     Raises:
@@ -94,9 +102,9 @@ def open_scored(config: FinetuneConfig, task: Task, clip: ClipConfig) -> DataSet
     config.evaluate.check_clip(clip)
     name = config.scored_data
     if name == "held_out":
-        data = _split(config, task, _open(config, "train", task, clip))[1]
+        data = _split(config, task, _open(config, "train", task, clip, check_shards))[1]
     else:
-        data = _open(config, name, task, clip)
+        data = _open(config, name, task, clip, check_shards)
         _check_against_training(config, data)
     task.read(data.index, key=data.key)
     return data
@@ -122,8 +130,8 @@ def validation_samples(config: FinetuneConfig, index: ShardIndex) -> list[int]:
     return sorted(drawn[:most].tolist())
 
 
-def _open(config: FinetuneConfig, name: str, task: Task, clip: ClipConfig) -> DataSet:
-    index = open_labelled(config.data, name, task=task, clip=clip)
+def _open(config: FinetuneConfig, name: str, task: Task, clip: ClipConfig, check_shards: bool) -> DataSet:
+    index = open_labelled(config.data, name, task=task, clip=clip, check_shards=check_shards)
     place = getattr(config.data, name)
     return DataSet(index, f"data.{name}={place}", place)
 

@@ -7,12 +7,15 @@ from kinemae.finetune.labels.segments import segments_as_samples
 from kinemae.finetune.tasks.base import Task
 
 
-def open_labelled(data: FinetuneData, name: str, *, task: Task, clip: ClipConfig) -> ShardIndex:
+def open_labelled(
+    data: FinetuneData, name: str, *, task: Task, clip: ClipConfig, check_shards: bool = True
+) -> ShardIndex:
     """Open a data set and return the samples that the task needs, see `Task.view`.
 
     Args:
         name: "train" or "validation".
         clip: the clips of the run.
+        check_shards: see `open_index`; one process of a job checks the shards.
 
     Raises:
         DataError: the folder is no data set, its segments are invalid, or the task cannot use it.
@@ -20,7 +23,8 @@ def open_labelled(data: FinetuneData, name: str, *, task: Task, clip: ClipConfig
         StorageUnavailable: the storage did not respond for data.outage_s.
     """
     folder = getattr(data, name)
-    index = data.selected(name, open_index(folder, cache=data.cache, outage_s=data.outage_s))
+    opened = open_index(folder, cache=data.cache, check_shards=check_shards, outage_s=data.outage_s)
+    index = data.selected(name, opened)
     key = f"data.{name}={folder}"
     if data.segments is not None:
         index = segments_as_samples(index, data.segments, key=key)

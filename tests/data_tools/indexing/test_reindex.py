@@ -4,12 +4,14 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kinemae.data_tools.__main__ import PROGRAM
 from kinemae.data_tools.command import run_program
-from kinemae.data_tools.index import COLUMNS, INDEX_NAME, ShardIndex, open_index
+from kinemae.data_tools.index import COLUMNS, INDEX_NAME, ShardIndex, open_index, write_removed
 from kinemae.data_tools.sharding.tar_writer import ShardSample, write_shard
+from kinemae.data_tools.storage.location import Location, location
 from tests.sharding import encoded, moving, shard
 from tests.source_collections import write_text
 
@@ -49,12 +51,43 @@ def test_a_lost_index_is_rebuilt_from_the_tars(ours: Path, tmp_path: Path):
     before = open_index(ours / "train")
     assert set(before.column("reference_stride").tolist()) == {4}
     assert before.column("start_s").tolist().count(0.0) == 3
-    for probe in ("full", "header"):
+    for probe in ("full", "header", "stored"):
         assert index(ours, tmp_path / probe, f"probe={probe}") == 0
         after = open_index(tmp_path / probe / "train")
         assert rows(after) == rows(before)
-        assert (after.classes, after.fingerprint) == (before.classes, before.fingerprint)
-        assert after.sha256 == before.sha256  # the same bytes
+        assert after.classes == before.classes
+        assert after.files["index"].sha256 == before.files["index"].sha256  # the same bytes
+        is_read = probe != "stored"
+        assert (after.fingerprint == before.fingerprint) == is_read
+        assert [shard.bytes for shard in after.shards] == [shard.bytes for shard in before.shards]
+        assert [shard.sha256 != "" for shard in after.shards] == [is_read] * len(after.shards)
+
+
+def test_stored_columns_are_read_without_the_videos(
+    ours: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    names = [shard.name for shard in open_index(ours / "train").shards]
+    for name in names:
+        location(f"{bucket}/set/{name}").upload(ours / "train" / name)
+    monkeypatch.setattr(Location, "download", None)
+    assert index(f"{bucket}/set", tmp_path / "out", "probe=stored", f"classes={ours}") == 0
+    assert rows(open_index(tmp_path / "out")) == rows(open_index(ours / "train"))
+
+
+def test_videos_of_others_have_no_stored_columns(
+    ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = one_sample(tmp_path / "x", ours, kinemae_format="left out")
+    assert index(other, "probe=stored") == 3
+    assert "expected kinemae_format in its .json, which `shard` writes, got none" in capsys.readouterr().err
+
+
+def test_removed_samples_do_not_come_back(ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert index(ours, tmp_path / "out", "probe=stored") == 0
+    data_set = open_index(tmp_path / "out" / "train")
+    write_removed(data_set.folder, data_set.state, np.array([1]), data_set.shards)
+    assert index(ours, tmp_path / "out", "probe=stored") == 2
+    assert "expected a data set without removed samples, got 1" in capsys.readouterr().err
 
 
 def test_a_lost_index_is_rebuilt_in_place(ours: Path, capsys: pytest.CaptureFixture[str]):
