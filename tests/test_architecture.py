@@ -35,6 +35,7 @@ OWNERS = {
     "fsspec": {"data_tools/storage/remote.py"},
     "aiohttp": {"data_tools/storage/remote.py"},
     "av": {
+        "data_tools/curation/frame_stats.py",
         "data_tools/encoding/convert.py",
         "data_tools/encoding/deinterlace.py",
         "data_tools/encoding/encode.py",

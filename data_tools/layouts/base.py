@@ -1,6 +1,6 @@
 """Interface of layouts: a layout encodes a video of a source in one pass through its frames."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ class Job:
         folder: folder for the encoded files, which are named after the keys.
         seed: of the run.
         notes: receives a line for each anomaly that is no reason to reject the video.
+        curate: compute the curation columns.
     """
 
     video: SourceVideo
@@ -31,6 +32,7 @@ class Job:
     seed: int = 0
     segment_rules: SegmentRules = field(default_factory=SegmentRules)
     notes: list[str] = field(default_factory=list)
+    curate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class EncodedSample:
         extension: of the member in the tar.
         start_s: start of the sample in the source.
         reference_stride, reference_phase: as in the index.
+        columns: curation columns by name, see `curation.frame_stats`.
     """
 
     key: str
@@ -52,6 +55,7 @@ class EncodedSample:
     start_s: float = 0.0
     reference_stride: int = 1
     reference_phase: int = 0
+    columns: Mapping[str, int | float | str] = field(default_factory=dict)
 
 
 class Layout:

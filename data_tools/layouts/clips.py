@@ -7,6 +7,7 @@ from operator import itemgetter
 from typing import Any
 
 from kinemae.data_tools.config import require
+from kinemae.data_tools.curation.frame_stats import FrameStats
 from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames
 from kinemae.data_tools.encoding.resample import ResampledVideo, SegmentRules, resample
 from kinemae.data_tools.encoding.source_decoder import open_source
@@ -58,10 +59,19 @@ class Clips(Layout):
             for clip, group in groupby(self._clip_frames(video, starts), key=itemgetter(0)):
                 key = f"{job.key}-{clip:04d}"
                 file = job.folder / f"{key}.mp4"
-                info = write_frames(file, (frame for _, frame in group), video.rate, self.encoder)
+                stats = FrameStats(is_on=job.curate)
+                frames = stats.observe((frame for _, frame in group), video.rate)
+                info = write_frames(file, frames, video.rate, self.encoder)
                 start_s = video.start_s + float(starts[clip] / video.rate)
                 if info.frames == self.frames or clip == 0:
-                    yield EncodedSample(key=key, file=file, extension="mp4", info=info, start_s=start_s)
+                    yield EncodedSample(
+                        key=key,
+                        file=file,
+                        extension="mp4",
+                        info=info,
+                        start_s=start_s,
+                        columns=stats.columns(),
+                    )
                 else:  # the video has fewer frames than its container states
                     file.unlink()
 

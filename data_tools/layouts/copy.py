@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from kinemae.data_tools.curation.frame_stats import FrameStats
 from kinemae.data_tools.encoding.resample import SegmentRules
 from kinemae.data_tools.encoding.source_decoder import decoder_input
 from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout
@@ -31,8 +32,10 @@ class Copy(Layout):
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
         source = decoder_input(job.video)
-        info = probe(source, notes=job.notes)
-        yield EncodedSample(key=job.key, file=None, extension=_extension(job.video.name, source), info=info)
+        stats = FrameStats(is_on=job.curate)
+        info = probe(source, notes=job.notes, stats=stats)
+        extension = _extension(job.video.name, source)
+        yield EncodedSample(key=job.key, file=None, extension=extension, info=info, columns=stats.columns())
 
     def check(self, video: SourceVideo, segment_rules: SegmentRules) -> None:
         if segment_rules:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from kinemae.data_tools.config import require
+from kinemae.data_tools.curation.frame_stats import FrameStats
 from kinemae.data_tools.encoding.encode import EncoderSettings, mux_jpegs, write_frames
 from kinemae.data_tools.encoding.resample import cut_segments, resample
 from kinemae.data_tools.encoding.source_decoder import OpenedSource, open_source
@@ -41,8 +42,17 @@ class Jpegs(Layout):
             for segment in cut_segments(video, job.segment_rules):
                 key = f"{job.key}-{segment.number:04d}" if job.segment_rules else job.key
                 file = job.folder / f"{key}.mp4"
-                info = write_frames(file, segment.frames, video.rate, self.encoder)
-                yield EncodedSample(key=key, file=file, extension="mp4", info=info, start_s=segment.start_s)
+                stats = FrameStats(is_on=job.curate)
+                frames = stats.observe(segment.frames, video.rate)
+                info = write_frames(file, frames, video.rate, self.encoder)
+                yield EncodedSample(
+                    key=key,
+                    file=file,
+                    extension="mp4",
+                    info=info,
+                    start_s=segment.start_s,
+                    columns=stats.columns(),
+                )
 
     def _can_copy(self, job: Job, source: OpenedSource) -> bool:
         """Check whether the files already have the size and rate of this layout."""
@@ -59,8 +69,9 @@ class Jpegs(Layout):
 
 def _copied(job: Job, source: OpenedSource) -> EncodedSample | None:
     """The files as they are; None if one of them is rotated."""
-    frames = 0
-    for _, frame in source.timed:  # decodes every file and checks for one size
+    frames, stats = 0, FrameStats(is_on=job.curate)
+    shown = (frame for _, frame in source.timed)
+    for frame in stats.observe(shown, source.rate):  # decodes every file and checks for one size
         if any(rotation(frame)):
             return None
         frames += 1
@@ -74,4 +85,4 @@ def _copied(job: Job, source: OpenedSource) -> EncodedSample | None:
         height=source.first.height,
         codec="mjpeg",
     )
-    return EncodedSample(key=job.key, file=file, extension="mp4", info=info)
+    return EncodedSample(key=job.key, file=file, extension="mp4", info=info, columns=stats.columns())

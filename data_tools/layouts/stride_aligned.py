@@ -12,6 +12,7 @@ are closed.
 from collections.abc import Iterator
 
 from kinemae.data_tools.config import require
+from kinemae.data_tools.curation.frame_stats import FrameStats
 from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames
 from kinemae.data_tools.encoding.resample import cut_segments, resample
 from kinemae.data_tools.encoding.source_decoder import open_source
@@ -73,7 +74,8 @@ class StrideAligned(Layout):
                 encoder = EncoderSettings(
                     codec="libx264", options=self.options, gop=self.gop, key_frame_at=phase
                 )
-                info = write_frames(file, segment.frames, video.rate, encoder)
+                stats = FrameStats(is_on=job.curate)
+                info = write_frames(file, stats.observe(segment.frames, video.rate), video.rate, encoder)
                 is_aligned = phase < info.frames
                 yield EncodedSample(
                     key=key,
@@ -83,4 +85,5 @@ class StrideAligned(Layout):
                     start_s=segment.start_s,
                     reference_stride=self.stride if is_aligned else 1,
                     reference_phase=phase if is_aligned else 0,
+                    columns=stats.columns(),
                 )

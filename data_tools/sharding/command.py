@@ -106,6 +106,7 @@ def _jobs(plan: Plan, output: Output, split: str) -> list[Job]:
             folder=output.spool,
             seed=settings.seed,
             segment_rules=rules,
+            curate=settings.curate,
         )
         for _, number in shuffled(own, seed=settings.seed, purpose=f"shard/order/{split}")
     ]

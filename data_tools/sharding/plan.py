@@ -11,6 +11,7 @@ from typing import Any
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.config import require
+from kinemae.data_tools.curation.frame_stats import COLUMNS
 from kinemae.data_tools.encoding.resample import SegmentRules
 from kinemae.data_tools.layouts.base import Layout
 from kinemae.data_tools.manifest.class_map import class_list, read_classes, sorted_classes, warn_of_labels
@@ -43,6 +44,7 @@ class ShardConfig:
         layout: the component that encodes them, a file in data_tools/layouts.
         segment_s: cut long videos after this many seconds; None does not cut.
         scene_cuts: cut videos at scene changes.
+        curate: add the curation columns, see `curation.frame_stats`.
         validation_fraction: of each class, if the source has no splits.
         leaks: if given splits share a video or a group: "error" or "warn".
         classes: fixes the class numbers: an earlier OUT, a dataset.json, or a list of classes.
@@ -60,6 +62,7 @@ class ShardConfig:
     layout: Component = field(default_factory=lambda: Component(name="stride_aligned"))
     segment_s: float | None = None
     scene_cuts: bool = False
+    curate: bool = True
     seed: int = 0
     validation_fraction: float = 0.2
     leaks: str = "error"
@@ -156,7 +159,7 @@ def make_plan(root: Location, settings: ShardConfig) -> Plan:
         keys=tuple(keys[number] for number in own),
         splits=tuple(splits[number] for number in own),
         classes=tuple(classes),
-        columns=_columns(manifest.videos),
+        columns=_columns(manifest.videos, settings),
         state={
             "source": name,
             "config": _record(settings, source, layout, given),
@@ -214,8 +217,21 @@ def check_leaks(found: Sequence[str], settings: ShardConfig) -> None:
     log.warning("%s", message)
 
 
-def _columns(videos: Iterable[SourceVideo]) -> dict[str, type]:
+def _columns(videos: Iterable[SourceVideo], settings: ShardConfig) -> dict[str, type]:
+    """The columns of the source and of curation by name.
+
+    Raises:
+        ValueError: a name is used twice.
+    """
     types = {name: type(value) for video in videos for name, value in video.extra.items()}
+    if settings.curate:
+        taken = sorted(types.keys() & COLUMNS.keys())
+        if taken:
+            raise ValueError(
+                f"curate=true: expected no column named like a curation column in SOURCE, got {taken[0]!r}; "
+                f"fix: rename it with source.args.columns.my_{taken[0]}={taken[0]}, or set curate=false"
+            )
+        types |= COLUMNS
     return dict(sorted(types.items()))
 
 

@@ -59,7 +59,12 @@ def index_row(sample: SplitSample, place: Place, numbers: Mapping[str, int]) -> 
     """The row of the index, followed by the additional columns that have a value."""
     fields = _description(sample, numbers) | asdict(place)
     fields["label"] = fields["label_index"]
-    return {name: fields[name] for name in COLUMNS.names} | dict(sample.video.extra)
+    return {name: fields[name] for name in COLUMNS.names} | _extra(sample)
+
+
+def _extra(sample: SplitSample) -> Row:
+    """The columns of the source and of curation."""
+    return {**sample.video.extra, **sample.stored.columns}
 
 
 def _description(sample: SplitSample, numbers: Mapping[str, int]) -> Row:
@@ -77,5 +82,5 @@ def _description(sample: SplitSample, numbers: Mapping[str, int]) -> Row:
         "reference_stride": stored.reference_stride,
         "reference_phase": stored.reference_phase,
         DESCRIPTION_KEY: DESCRIPTION_FORMAT,
-        **video.extra,
+        **_extra(sample),
     }

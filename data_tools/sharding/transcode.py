@@ -50,6 +50,7 @@ class StoredSample:
     start_s: float
     reference_stride: int
     reference_phase: int
+    columns: Mapping[str, int | float | str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 Training decodes planes instead, see `yuv_planes`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
+from kinemae.data_tools.curation.frame_stats import FrameStats
 from kinemae.data_tools.index import VideoInfo
 from kinemae.data_tools.stream.container import (
     BadVideo,
@@ -27,7 +28,13 @@ from kinemae.data_tools.stream.geometry import fitted_size, pixel_aspect, rotati
 from kinemae.data_tools.stream.sequential import error_text
 
 
-def probe(source: bytes | Path, *, full: bool = True, notes: list[str] | None = None) -> VideoInfo:
+def probe(
+    source: bytes | Path,
+    *,
+    full: bool = True,
+    notes: list[str] | None = None,
+    stats: FrameStats | None = None,
+) -> VideoInfo:
     """Measure the properties of a video by decoding it.
 
     The last frame gets the average duration of a frame; the end stated by the container is ignored. Frame i
@@ -37,6 +44,7 @@ def probe(source: bytes | Path, *, full: bool = True, notes: list[str] | None = 
         source: the video's bytes or its file.
         full: decode every frame; otherwise only the first, and trust the container for the rest.
         notes: gets a line for each defect that does not reject the video.
+        stats: gets every decoded frame.
 
     Raises:
         BadVideo: the video cannot be opened, has no video stream, or is damaged. If a video ends earlier
@@ -46,7 +54,7 @@ def probe(source: bytes | Path, *, full: bool = True, notes: list[str] | None = 
         frame_notes = FrameNotes(opened)
         if full:
             intact = IntactFrames(frame_notes.observe(chain([opened.first], opened.rest)), opened)
-            last_s = max(map(opened.start_s, intact))
+            last_s = max(_observed_s(opened, intact, stats))
             frames = intact.count
             duration_s = last_s * frames / (frames - 1) if frames > 1 else nominal_frame_s(opened)
             missing = intact.missing()
@@ -59,6 +67,17 @@ def probe(source: bytes | Path, *, full: bool = True, notes: list[str] | None = 
     if notes is not None:
         notes.extend([*missing, *frame_notes.lines()])
     return VideoInfo(frames=frames, duration_s=duration_s, width=width, height=height, codec=codec)
+
+
+def _observed_s(
+    opened: OpenedVideo, frames: Iterable[VideoFrame], stats: FrameStats | None
+) -> Iterator[float]:
+    """The start of each frame in seconds."""
+    for frame in frames:
+        start_s = opened.start_s(frame)
+        if stats is not None:
+            stats.add(frame, start_s)
+        yield start_s
 
 
 def decode_at(
