@@ -22,7 +22,6 @@ from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.container import BadVideo, open_container
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, last_frame_s, training_timestamps_s
 from kinemae.data_tools.stream.loader import training_loader
-from kinemae.data_tools.stream.mixture import locate_sample
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.data_tools.stream.training_clips import TrainingClips
 from kinemae.data_tools.stream.video_reader import read_video
@@ -206,7 +205,7 @@ def step_by_step(clips: TrainingClips, position: int, clock: Clock) -> Pixels:
     Raises:
         BadVideo: the video cannot be read.
     """
-    found = locate_sample(clips.index, seed=clips.seed, position=position)
+    found = clips.locate(position)
     sample, first_clip = found.sample, position * clips.views
     draw = generator(clips.seed, purpose="start", sample=position)
     timestamps_s = training_timestamps_s(sample, clips.clip, draw)

@@ -2,11 +2,14 @@
 
 Long work calls `progress` after each piece. While a storage is down, it calls `waiting_for_storage` about
 twice a second. It reads the bytes of a sample inside `at_storage`. A monitored process installs a `Listener`.
+
+Each thread has its own listener. The network thread of a store reports to the listener of its caller.
 """
 
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from time import monotonic
 
 from kinemae.data_tools.command import log
@@ -66,23 +69,23 @@ class CountingListener(Listener):
         super().outage(reason)
 
 
-_listeners = [Listener()]
+_listener: ContextVar[Listener] = ContextVar("listener", default=Listener())  # noqa: B039 - it is never changed
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Send the heartbeats of this process to a listener inside the block."""
-    _listeners.append(listener)
+    """Send the heartbeats of this thread to a listener inside the block."""
+    token = _listener.set(listener)
     try:
         yield
     finally:
-        _listeners.remove(listener)
+        _listener.reset(token)
 
 
 @contextmanager
 def at_storage(limit_s: float) -> Iterator[None]:
     """Mark a read of a sample's bytes; it times out after `limit_s` without progress."""
-    listener = _listeners[-1]
+    listener = _listener.get()
     listener.storage_read(limit_s)
     try:
         yield
@@ -92,9 +95,9 @@ def at_storage(limit_s: float) -> Iterator[None]:
 
 def progress() -> None:
     """Report that a piece of the work is done."""
-    _listeners[-1].progress()
+    _listener.get().progress()
 
 
 def waiting_for_storage(reason: str) -> None:
     """Report an outage and its reason; an empty reason ends the outage."""
-    _listeners[-1].outage(reason)
+    _listener.get().outage(reason)

@@ -16,8 +16,10 @@ from kinemae.data_tools.call_config import call_config, restored_environment
 from kinemae.data_tools.command import log
 from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.orders.base import Order, build_order
 from kinemae.data_tools.stream.mixture import Source
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
+from kinemae.data_tools.stream.training_clips import sample_order
 from kinemae.finetune.adapt.freezing import starts_at
 from kinemae.finetune.adapt.layer_decay import layer_scale
 from kinemae.finetune.adapt.lora import check_adapters
@@ -61,6 +63,7 @@ class PreparedRun:
     config: FinetuneConfig
     data: DataSets
     source: Source
+    order: Order
     may_flip_R: np.ndarray | None
     description: EncoderDescription
     model: TaskModel
@@ -192,7 +195,7 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
     """
     config = resolve_layer_decay(config)
     processes = find_processes(config.engine.device)
-    plan = _check_settings(config, processes)
+    plan, order = _check_settings(config, processes), build_order(config.data.order)
     description = describe_encoder(config)
     task = build_task(config.task)
     clip = clip_config(config, description)
@@ -202,6 +205,7 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
     train = data.train.index
     targets = task.read(train, key=data.train.key)
     source = training_source(train, task, targets, config.data)
+    sample_order(order, source, plan.global_clips // config.data.views_per_video)
     may_flip_R = flippable(task, targets, config.augment)
     flip = task.target_flip(list(config.augment.flip_pairs.items()))
     check_batch(config, train)
@@ -213,6 +217,7 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
         config=config,
         data=data,
         source=source,
+        order=order,
         may_flip_R=may_flip_R,
         flip=flip,
         description=description,
@@ -271,6 +276,8 @@ def training(prepared: PreparedRun) -> Trainer:
         views=config.data.views_per_video,
         annotate=None,
         may_flip_R=prepared.may_flip_R,
+        order=prepared.order,
+        videos_per_step=prepared.plan.global_clips // config.data.views_per_video,
     )
     assert config.optim.layer_decay is not None, "prepare sets it"
     depth, optim, model = prepared.description.shape.depth, config.optim, prepared.model

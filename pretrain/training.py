@@ -9,10 +9,12 @@ import torch
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.orders.base import Order, build_order
 from kinemae.data_tools.overrides import as_override
 from kinemae.data_tools.stream.loader import Annotate, TrainingClips
 from kinemae.data_tools.stream.mixture import Mixture, SeveralSets, open_source
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
+from kinemae.data_tools.stream.training_clips import sample_order
 from kinemae.pretrain.builders import Components, build_components, build_model, token_selection
 from kinemae.pretrain.callbacks import Schedule
 from kinemae.pretrain.checkpoint_encoder import describe_run_encoder
@@ -50,6 +52,7 @@ class Plan:
     processes: Processes
     index: ShardIndex | SeveralSets
     batch: BatchPlan
+    order: Order
     split: TokenSelection
     model: MaskedAutoencoder
     probe: KnnProbe | None
@@ -104,7 +107,9 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
     components = build_components(config, grid)
     batch = _plan_batch(config, world=processes.world, is_compared=components.target.uses_global_batch)
+    order = build_order(config.data.order)
     index, run_dir = _open_data(config, processes), Path(config.run_dir)
+    sample_order(order, index, batch.global_clips // config.data.views_per_video)
     inputs = _inputs(config, index) if is_run else []
     # Only the first process: it may already have opened the folder when another one checks.
     by_progress = _parts_by_progress(config, components)
@@ -123,6 +128,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
         processes=processes,
         index=index,
         batch=batch,
+        order=order,
         split=token_selection(config, grid, components),
         model=_build_model(config, grid, components, is_first=processes.is_first),
         probe=probe,
@@ -221,6 +227,8 @@ def training_clips(plan: Plan, split: Annotate) -> TrainingClips:
         views=config.data.views_per_video,
         annotate=split,
         needs_luma=plan.split.needs_luma,
+        order=plan.order,
+        videos_per_step=plan.batch.global_clips // config.data.views_per_video,
     )
 
 

@@ -1,11 +1,14 @@
 """Local cache of remote data sets: single samples of shards, and copies of indexes.
 
-Training reads samples in random order, so the cache stores samples and not whole shards. The entry of a shard
-is a sparse file in which a sample has the same offset as in the shard. There is no list of samples: a cached
-sample is valid if its checksum is correct. A hole, an interrupted write and a bad disk are all misses.
+The cache stores samples or blocks of neighbouring samples, not whole shards. The entry of a shard is a sparse
+file in which a sample has the same offset as in the shard. There is no list of samples: a cached sample is
+valid if its checksum is correct. A hole, an interrupted write and a bad disk are all misses.
 
-    FOLDER/DIGEST.shard    entry, named by the sha256 of the shard
-    FOLDER/ledger          upper bound of the bytes in use; locked for every change
+    FOLDER/sets/SET/DIGEST.shard  entry, named by the sha256 of the shard; SET is a digest of the location
+    FOLDER/sets/SET/lock   held by the processes that read the data set; others are evicted first
+    FOLDER/blocks/DIGEST-BEGIN    block of a full cache, for the time of its use
+    FOLDER/locks/NNN       locks of the downloads of blocks
+    FOLDER/ledger          upper bound of the bytes of all entries; locked for every change
     FOLDER/indexes/DIGEST/ copy of a remote index; processes that use it hold a shared lock on `lock`
 """
 
@@ -19,6 +22,7 @@ import tempfile
 import threading
 import time
 import weakref
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +37,11 @@ from kinemae.data_tools.storage.location import Location
 _BLOCK = 4096
 _FILE_OVERHEAD = 4 * _BLOCK  # block map of a sparse file, which file systems count late
 _MAX_OPEN_ENTRIES = 64
+_MAX_OPEN_SETS = 1024
 _FILL_FRACTION = 0.9  # of the size limit, after eviction
+_MAX_FRACTION = 0.1  # of the size limit, for one sample or block
+_RESCAN_S = 60.0  # between two searches of a full cache for entries to evict
+_LOCKS = 256
 _TOUCH_S = 60.0
 _MAX_COPIES = 8  # of indexes: the newest stay, and those in use
 _INDEX_ATTEMPTS = 6  # while another process publishes both files again
@@ -60,7 +68,8 @@ class Cache:
             ValueError: the folder cannot be created or written.
         """
         try:
-            (self.folder / "indexes").mkdir(parents=True, exist_ok=True)
+            for name in ("indexes", "sets", "blocks", "locks"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
             with self._locked():
                 pass
         except OSError as error:
@@ -69,52 +78,53 @@ class Cache:
             ) from error
         return self
 
-    def read(self, digest: str, offset: int, length: int) -> bytes:
-        """Read a range of a shard's entry: the sample, or anything else if it is not cached."""
-        try:
-            entry = _entry(str(self._path(digest)), os.getpid())
-            entry.touch()
-            return read_at(entry.number, offset, length)
-        except OSError as error:
-            _warn_once(str(self.folder), str(error))
-            return b""
+    def entry(self, data_set: str, shard: str) -> "CacheEntry":
+        """The cached part of a shard.
 
-    def write(self, digest: str, offset: int, video: bytes) -> None:
-        """Store a sample; evict other samples if there is no space."""
-        needed = (len(video) // _BLOCK + 2) * _BLOCK
-        if needed > self.size * (1 - _FILL_FRACTION):
-            return
-        try:
-            entry = _entry(str(self._path(digest)), os.getpid())
-            with self._locked() as ledger:
-                used = _used(ledger)
-                if used + needed > self.size:
-                    used = self._evict(needed)
-                os.pwrite(ledger, b"%020d" % (used + needed), 0)  # first, so that a kill hides no bytes
-                write_at(entry.number, offset, video)
-        except OSError as error:
-            _warn_once(str(self.folder), str(error))
+        Args:
+            data_set: location of the data set.
+            shard: sha256 of the shard, or another name of its content.
+        """
+        return CacheEntry(cache=self, folder=hashlib.sha256(data_set.encode()).hexdigest()[:16], shard=shard)
 
-    def _evict(self, needed: int) -> int:
-        """Empty the least recently used entries; return the bytes still in use.
+    def _take_room(self, ledger: int, needed: int, *, limit: int, evict_active: bool = False) -> bool:
+        """Count `needed` bytes as used if they fit below `limit`, after the eviction of other entries.
+
+        Args:
+            evict_active: whether to evict entries of data sets that are in use, too.
+        """
+        used, full_s = _read_ledger(ledger)
+        if used + needed > limit:
+            if not evict_active and time.time() - full_s < _RESCAN_S:
+                return False
+            used = self._evict(limit - needed, evict_active=evict_active)
+            full_s = time.time()
+        fits = used + needed <= limit
+        # Before the write, so that a kill hides no bytes.
+        _write_ledger(ledger, used + needed if fits else used, full_s)
+        return fits
+
+    def _evict(self, target: int, *, evict_active: bool) -> int:
+        """Empty the least recently used entries, first of unused data sets; return the bytes still in use.
 
         Entries are truncated, not deleted: a process with an open entry would fill a file without a name.
         """
         entries = []
-        for path in self.folder.glob("*.shard"):
-            status = path.stat()
-            if status.st_blocks:
-                entries.append((status.st_mtime_ns, path, status.st_blocks * 512 + _FILE_OVERHEAD))
-        used = sum(size for _, _, size in entries)
-        for _, path, size in sorted(entries):
-            if used + needed <= self.size * _FILL_FRACTION:
+        for folder in (self.folder / "sets").iterdir():
+            is_active = _is_active(folder)
+            for path in folder.glob("*.shard"):
+                status = path.stat()
+                if status.st_blocks:
+                    size = status.st_blocks * 512 + _FILE_OVERHEAD
+                    entries.append((is_active, status.st_mtime_ns, path, size))
+        used = sum(size for *_, size in entries)
+        for is_active, _, path, size in sorted(entries):
+            goal = target if is_active else target * _FILL_FRACTION
+            if used <= goal or (is_active and not evict_active):
                 break
             os.truncate(path, 0)
             used -= size
         return used
-
-    def _path(self, digest: str) -> Path:
-        return self.folder / f"{digest[:40]}.shard"
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
@@ -125,6 +135,117 @@ class Cache:
                 yield ledger
             finally:
                 fcntl.lockf(ledger, fcntl.LOCK_UN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheEntry:
+    """The cached samples of one shard of a data set.
+
+    A full cache keeps what it has: each epoch reads all samples once, in a new order, so the sample that was
+    used last is not needed earlier than another one. Blocks for which there is no room are kept for the
+    window of the order that uses them; they replace each other.
+    """
+
+    cache: Cache
+    folder: str
+    shard: str
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read a range: the sample, or anything else if it is not cached."""
+        try:
+            _mark_active(str(self._path.parent), os.getpid())
+            entry = _entry(str(self._path), os.getpid())
+            entry.touch()
+            return read_at(entry.number, offset, length)
+        except OSError as error:
+            _warn_once(str(self.cache.folder), str(error))
+            return b""
+
+    def write(self, offset: int, content: bytes, *, window_bytes: int = 0) -> bool:
+        """Store a range if there is room; return whether it was stored.
+
+        Args:
+            window_bytes: size of the blocks that are in use, for which room is left.
+        """
+        needed = (len(content) // _BLOCK + 2) * _BLOCK
+        limit = self.cache.size - self._reserved(window_bytes)
+        if needed > self.cache.size * _MAX_FRACTION:
+            return False
+        try:
+            entry = _entry(str(self._path), os.getpid())
+            with self.cache._locked() as ledger:
+                blocks = sum(size for _, _, size in self._blocks()) if not window_bytes else 0
+                if not self.cache._take_room(ledger, needed, limit=limit - blocks):
+                    return False
+                write_at(entry.number, offset, content)
+        except OSError as error:
+            _warn_once(str(self.cache.folder), str(error))
+            return False
+        return True
+
+    def has_room_for(self, size: int) -> bool:
+        """Check whether the cache is large enough for a block."""
+        return size <= self.cache.size * _MAX_FRACTION
+
+    def read_block(self, begin: int, offset: int, length: int) -> bytes:
+        """Read a range of a block that begins at `begin`; empty if the block is not stored."""
+        try:
+            block = Descriptor(str(self._block_path(begin)), os.O_RDONLY)
+        except FileNotFoundError:
+            return b""
+        return read_at(block.number, offset - begin, length)
+
+    def write_block(self, begin: int, content: bytes, *, window_bytes: int) -> None:
+        """Store a block: permanently if there is room, else in place of the oldest other block."""
+        if self.write(begin, content, window_bytes=window_bytes):
+            return
+        path, reserved = self._block_path(begin), self._reserved(window_bytes)
+        try:
+            with self.cache._locked() as ledger:
+                blocks = self._blocks()
+                held = sum(size for _, _, size in blocks)
+                while blocks and held + len(content) > reserved:
+                    _, oldest, size = blocks.pop(0)
+                    oldest.unlink()
+                    held -= size
+                limit = self.cache.size - reserved
+                if not self.cache._take_room(ledger, 0, limit=limit, evict_active=True):
+                    return
+                partial = path.with_suffix(".partial")
+                partial.write_bytes(content)
+                partial.replace(path)
+        except OSError as error:
+            _warn_once(str(self.cache.folder), str(error))
+
+    @contextmanager
+    def downloading(self, begin: int) -> Iterator[None]:
+        """Hold the lock of a block, so that one process downloads it and the others wait."""
+        number = zlib.crc32(f"{self.shard}/{begin}".encode()) % _LOCKS
+        lock = Descriptor(str(self.cache.folder / "locks" / f"{number:03d}"), os.O_RDWR | os.O_CREAT, 0o664)
+        flock(lock.number, fcntl.LOCK_EX)  # the kernel releases it when the process is killed
+        try:
+            yield
+        finally:
+            flock(lock.number, fcntl.LOCK_UN)
+
+    @property
+    def _path(self) -> Path:
+        return self.cache.folder / "sets" / self.folder / f"{self.shard[:40]}.shard"
+
+    def _block_path(self, begin: int) -> Path:
+        return self.cache.folder / "blocks" / f"{self.shard[:40]}-{begin}"
+
+    def _reserved(self, window_bytes: int) -> int:
+        """Room for blocks: twice their size, since their lives overlap, and at most half of the cache."""
+        return min(2 * window_bytes, self.cache.size // 2)
+
+    def _blocks(self) -> list[tuple[int, Path, int]]:
+        """Time, path and size of the stored blocks, oldest first."""
+        found = []
+        for path in (self.cache.folder / "blocks").iterdir():
+            status = path.stat()
+            found.append((status.st_mtime_ns, path, status.st_blocks * 512))
+        return sorted(found)
 
 
 class _Entry(Descriptor):
@@ -152,15 +273,40 @@ def _entry(path: str, _process: int) -> _Entry:
     return _Entry(path)
 
 
+@lru_cache(maxsize=_MAX_OPEN_SETS)
+def _mark_active(folder: str, _process: int) -> Descriptor:
+    """Create the folder of a data set and hold a shared lock while this process uses it."""
+    os.makedirs(folder, exist_ok=True)
+    lock = Descriptor(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT, 0o664)
+    flock(lock.number, fcntl.LOCK_SH)
+    return lock
+
+
+def _is_active(folder: Path) -> bool:
+    """Check whether a process uses a data set; True on a file system without locks."""
+    lock = Descriptor(str(folder / "lock"), os.O_RDWR | os.O_CREAT, 0o664)
+    try:
+        return not flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+
+
 @lru_cache(maxsize=4)
 def _warn_once(folder: str, reason: str) -> None:
     log.warning("the cache in %s does not work (%s): remote shards are read without it", folder, reason)
 
 
-def _used(ledger: int) -> int:
-    """Bytes in use; a number above every limit if it is unknown, so that the entries are counted."""
-    content = os.pread(ledger, 20, 0)
-    return int(content) if content.isdigit() else 1 << 62
+def _read_ledger(ledger: int) -> tuple[int, float]:
+    """Bytes in use, and when the cache was found full.
+
+    The number is above every limit if it is unknown, so that the entries are counted.
+    """
+    used, _, full_s = os.pread(ledger, 40, 0).decode(errors="replace").partition(" ")
+    return int(used) if used.isdigit() else 1 << 62, float(full_s) if full_s.strip().isdigit() else 0.0
+
+
+def _write_ledger(ledger: int, used: int, full_s: float) -> None:
+    os.pwrite(ledger, b"%020d %018d" % (used, round(full_s)), 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,11 @@ from kinemae.data_tools.stream.frame_sampling import (
     last_frame_s,
     sliding_clip_count,
 )
+from kinemae.data_tools.stream.read_ahead import Request
 from kinemae.data_tools.stream.video_reader import (
     decode_sample,
     error_context,
+    read_requests,
     skip_quarantined,
     whole_file,
 )
@@ -99,6 +101,10 @@ class EvaluationVideos:
                 return self._item(number, clips_s, self._views(sample, clips_s))
         except BadVideo as error:
             return self._item(number, clips_s, str(error))
+
+    def upcoming(self, number: int) -> list[Request]:
+        """See `worker.ItemReader`."""
+        return read_requests([(self.index, self.index.sample(self.locate(number)[0]), None)])
 
     def read_in_sequence(self, numbers: Sequence[int]) -> Iterator[EvaluationItem]:
         """Read items of one video that is a whole file, which is decoded once from its beginning.

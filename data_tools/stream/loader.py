@@ -20,6 +20,7 @@ from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.evaluation_clips import EvaluationItem, EvaluationVideos
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips
 from kinemae.data_tools.stream.order import BatchPlan
+from kinemae.data_tools.stream.read_ahead import ReadAhead, Request, reading_ahead
 from kinemae.data_tools.stream.training_clips import Annotate, TrainingClips
 from kinemae.data_tools.stream.worker import ItemReader
 from kinemae.data_tools.stream.worker_pool import Prefetcher, WorkerPool
@@ -30,6 +31,7 @@ __all__ = [
 ]  # fmt: skip
 
 TIMEOUT_S = 120.0
+READ_AHEAD = 16
 
 Item = TypeVar("Item")
 
@@ -45,6 +47,7 @@ def training_loader(  # noqa: PLR0913 - coordinates of the run, all by name
     pin: bool,
     timeout_s: float = TIMEOUT_S,
     on_outage: Callable[[str], None] | None = None,
+    read_ahead: int = READ_AHEAD,
 ) -> Iterator[ClipBatch]:
     """Iterate over the micro-batches of a process from `first_step` to `last_step` (exclusive).
 
@@ -55,6 +58,7 @@ def training_loader(  # noqa: PLR0913 - coordinates of the run, all by name
         pin: put batches into page-locked memory, for asynchronous copies to a GPU.
         timeout_s: limit without progress; then the worker is replaced and its sample skipped.
         on_outage: see `WorkerPool`; no sample is skipped because of an outage.
+        read_ahead: number of samples that are read ahead of the one that is decoded; the batches are equal.
 
     Raises:
         StorageUnavailable: a storage was down for longer than the index's `outage_s`.
@@ -62,7 +66,9 @@ def training_loader(  # noqa: PLR0913 - coordinates of the run, all by name
     micro_batches = _MicroBatches(clips, plan, rank, first_step, last_step)
     annotate_module = __name__ if clips.annotate is None else clips.annotate.__module__
     preload = [__name__, annotate_module]
-    batches = read_items(micro_batches, workers, timeout_s, preload=preload, on_outage=on_outage)
+    batches = read_items(
+        micro_batches, workers, timeout_s, preload=preload, on_outage=on_outage, read_ahead=read_ahead
+    )
     if not (pin and torch.cuda.is_available()):
         return batches
     if isinstance(batches, WorkerPool):
@@ -86,6 +92,7 @@ def evaluation_loader(  # noqa: PLR0913 - coordinates of the run, all by name
     workers: int,
     samples: Sequence[int] | None = None,
     timeout_s: float = TIMEOUT_S,
+    read_ahead: int = READ_AHEAD,
 ) -> Iterator[EvaluationItem]:
     """Iterate over the videos of a process with their fixed views; unreadable videos are included.
 
@@ -104,7 +111,7 @@ def evaluation_loader(  # noqa: PLR0913 - coordinates of the run, all by name
     videos = EvaluationVideos(
         index, positions[rank::world], clip=clip, temporal_clips=temporal_clips, spatial_crops=spatial_crops
     )
-    return read_items(videos, workers, timeout_s, preload=[__name__])
+    return read_items(videos, workers, timeout_s, preload=[__name__], read_ahead=read_ahead)
 
 
 @dataclass(frozen=True)
@@ -121,9 +128,14 @@ class _MicroBatches:
     def read(
         self, number: int, *, quarantined: Mapping[str, str], on_sample: Callable[[str], None]
     ) -> ClipBatch:
+        return self.clips.batch(self._clips(number), quarantined=quarantined, on_sample=on_sample)
+
+    def upcoming(self, number: int) -> list[Request]:
+        return self.clips.upcoming(self._clips(number))
+
+    def _clips(self, number: int) -> range:
         steps, accumulation_index = divmod(number, self.plan.accumulation)
-        clips = self.plan.clip_range(self.first_step + steps, accumulation_index, self.rank)
-        return self.clips.batch(clips, quarantined=quarantined, on_sample=on_sample)
+        return self.plan.clip_range(self.first_step + steps, accumulation_index, self.rank)
 
 
 def read_items(
@@ -133,21 +145,38 @@ def read_items(
     *,
     preload: Sequence[str] = (),
     on_outage: Callable[[str], None] | None = None,
+    read_ahead: int = 0,
 ) -> Iterator[Item]:
     """Read the items of a reader in order; workers start at once and read while the model is built.
 
     Args:
         workers: loader processes; 0 reads in this process.
         preload: modules that the workers import first.
+        read_ahead: number of samples that are read ahead; above 0 only if the reader has `upcoming`.
     """
     if workers and len(reader):
-        return WorkerPool(reader, workers=workers, timeout_s=timeout_s, preload=preload, on_outage=on_outage)
-    return _read_in_process(reader, on_outage)
+        return WorkerPool(
+            reader,
+            workers=workers,
+            timeout_s=timeout_s,
+            preload=preload,
+            on_outage=on_outage,
+            read_ahead=read_ahead,
+        )
+    return _read_in_process(reader, on_outage, ReadAhead(read_ahead))
 
 
-def _read_in_process(reader: ItemReader[Item], on_outage: Callable[[str], None] | None) -> Iterator[Item]:
-    listener = heartbeat.Listener(on_outage)
-    for number in range(len(reader)):
-        with heartbeat.listening(listener):
-            item = reader.read(number, quarantined={}, on_sample=lambda key: None)
-        yield item
+def _read_in_process(
+    reader: ItemReader[Item], on_outage: Callable[[str], None] | None, ahead: ReadAhead
+) -> Iterator[Item]:
+    listener, planned = heartbeat.Listener(on_outage), 0
+    try:
+        for number in range(len(reader)):
+            with heartbeat.listening(listener), reading_ahead(ahead):
+                while planned < len(reader) and (planned <= number or ahead.wants_more) and ahead.depth:
+                    ahead.plan(reader.upcoming(planned))
+                    planned += 1
+                item = reader.read(number, quarantined={}, on_sample=lambda key: None)
+            yield item
+    finally:
+        ahead.close()

@@ -10,6 +10,7 @@ import numpy as np
 
 from kinemae.data_tools.conditions import select_rows
 from kinemae.data_tools.index import Sample, ShardIndex, open_index
+from kinemae.data_tools.orders.base import Block, SampleOrder
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.stream.order import class_quotas, mixture_position, mixture_quotas, sample_at
@@ -24,12 +25,14 @@ class LocatedSample:
         index: its data set.
         position: in that index.
         key: its key in the run; with several data sets the folder and the sample's key.
+        block: its neighbours that are read soon, see `Order.block`.
     """
 
     index: ShardIndex
     position: int
     sample: Sample
     key: str
+    block: Block | None = None
 
 
 class SeveralSets:
@@ -187,8 +190,14 @@ class BalancedClasses:
 Source = ShardIndex | SeveralSets | BalancedClasses
 
 
-def locate_sample(source: Source, *, seed: int, position: int) -> LocatedSample:
-    """The sample at a position of the run; positions count videos."""
+def locate_sample(
+    source: Source, *, seed: int, position: int, order: SampleOrder | None = None
+) -> LocatedSample:
+    """The sample at a position of the run; positions count videos.
+
+    Args:
+        order: of a single data set; None for random order.
+    """
     if isinstance(source, Mixture):
         number, epoch, i = mixture_position(seed, position, source.quotas, source.sizes)
         seed = derived_seed(seed, purpose="mixture/set", sample=number)
@@ -204,6 +213,10 @@ def locate_sample(source: Source, *, seed: int, position: int) -> LocatedSample:
         assert isinstance(source, ShardIndex)
         index = source
         epoch, i = divmod(position, len(index))
+        if order is not None:
+            chosen = order.position(seed, epoch, i)
+            block, sample = order.block(chosen), index.sample(chosen)
+            return LocatedSample(index=index, position=chosen, sample=sample, key=sample.key, block=block)
         chosen = sample_at(seed, epoch, i, len(index))
     sample = index.sample(chosen)
     return LocatedSample(index=index, position=chosen, sample=sample, key=sample.key)

@@ -41,6 +41,16 @@ def sample_at(seed: int, epoch: int, i: int, samples: int) -> int:
     return place
 
 
+def place_of(seed: int, epoch: int, sample: int, samples: int) -> int:
+    """The inverse of `sample_at`: the place of a sample in an epoch."""
+    half = ((samples - 1).bit_length() + 1) // 2
+    keys = _round_keys(seed, epoch)
+    place = _inverse_feistel(sample, half, keys)
+    while place >= samples:
+        place = _inverse_feistel(place, half, keys)
+    return place
+
+
 def mixture_quotas(weights: Sequence[float], block: int = MIXTURE_BLOCK) -> tuple[int, ...]:
     """Positions of each data set in a block of a mixture, by the largest remainder method.
 
@@ -92,7 +102,10 @@ def mixture_position(
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """Division of a global batch: `global_clips = world * accumulation * micro_clips`."""
+    """Division of a global batch: `global_clips = world * accumulation * micro_clips`.
+
+    A process has neighbouring clips of a step, so with block order it reads the same partitions in each.
+    """
 
     global_clips: int
     world: int
@@ -101,7 +114,7 @@ class BatchPlan:
 
     def clip_range(self, step: int, accumulation_index: int, rank: int) -> range:
         """The clips of a process in one micro-batch of a step."""
-        begin = step * self.global_clips + (accumulation_index * self.world + rank) * self.micro_clips
+        begin = step * self.global_clips + (rank * self.accumulation + accumulation_index) * self.micro_clips
         return range(begin, begin + self.micro_clips)
 
 
@@ -134,7 +147,7 @@ def plan_batch(
     )
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(
         derived_seed(seed, purpose="order", step=epoch, sample=number) & _MASK_32 for number in range(_ROUNDS)
@@ -146,7 +159,19 @@ def _feistel(place: int, half: int, keys: tuple[int, ...]) -> int:
     mask = (1 << half) - 1
     left, right = place >> half, place & mask
     for key in keys:
-        mixed = (right ^ key) * 0x9E3779B1 & _MASK_32
-        mixed = (mixed ^ (mixed >> 15)) * 0x85EBCA77 & _MASK_32
-        left, right = right, left ^ (mixed ^ (mixed >> 13)) & mask
+        left, right = right, left ^ _mixed(right, key) & mask
     return left << half | right
+
+
+def _inverse_feistel(place: int, half: int, keys: tuple[int, ...]) -> int:
+    mask = (1 << half) - 1
+    left, right = place >> half, place & mask
+    for key in reversed(keys):
+        left, right = right ^ _mixed(left, key) & mask, left
+    return left << half | right
+
+
+def _mixed(half: int, key: int) -> int:
+    mixed = (half ^ key) * 0x9E3779B1 & _MASK_32
+    mixed = (mixed ^ (mixed >> 15)) * 0x85EBCA77 & _MASK_32
+    return mixed ^ (mixed >> 13)

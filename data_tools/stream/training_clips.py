@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kinemae.data_tools.config import require
+from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.orders.base import Order, OrderFacts, SampleOrder
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.batch import ClipBatch, SkippedClip
@@ -16,7 +19,13 @@ from kinemae.data_tools.stream.colour import colour_augment
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, training_timestamps_s
 from kinemae.data_tools.stream.mixture import LocatedSample, Source, locate_sample
-from kinemae.data_tools.stream.video_reader import decode_sample, error_context, skip_quarantined
+from kinemae.data_tools.stream.read_ahead import Request
+from kinemae.data_tools.stream.video_reader import (
+    decode_sample,
+    error_context,
+    read_requests,
+    skip_quarantined,
+)
 from kinemae.data_tools.stream.views import View, crop_views, training_view
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips, map_pixels, to_luma, to_rgb
 
@@ -45,6 +54,11 @@ class TrainingClips:
         annotate: called for each clip; a skipped clip is all zeros.
         needs_luma: whether `annotate` gets the luma; otherwise it gets None.
         may_flip_R: whether each sample of the index may be flipped, for a single data set; None for all.
+        order: the order of the samples; None for random order.
+        videos_per_step: of all processes, on which some orders depend.
+
+    Raises:
+        ValueError: invalid arguments, or an order that does not apply.
     """
 
     def __init__(  # noqa: PLR0913 - all but the index by name
@@ -58,6 +72,8 @@ class TrainingClips:
         annotate: Annotate | None = None,
         needs_luma: bool = True,
         may_flip_R: np.ndarray | None = None,
+        order: Order | None = None,
+        videos_per_step: int = 1,
     ):
         if views < 1:
             raise ValueError(f"data.views_per_video must be at least 1, got {views}")
@@ -69,6 +85,19 @@ class TrainingClips:
         self.annotate = annotate
         self.needs_luma = needs_luma
         self.may_flip_R = may_flip_R
+        self.order = sample_order(order, index, videos_per_step)
+        self._located: dict[int, LocatedSample] = {}  # of `upcoming`
+
+    def locate(self, position: int) -> LocatedSample:
+        """The sample at a position of the run; positions count videos."""
+        return locate_sample(self.index, seed=self.seed, position=position, order=self.order)
+
+    def upcoming(self, clips: range) -> list[Request]:
+        """The reads of consecutive clips, for a read-ahead; `batch` is called for the same clips later."""
+        positions = dict.fromkeys(clip // self.views for clip in clips)
+        found = {position: self.locate(position) for position in positions}
+        self._located |= found
+        return read_requests((each.index, each.sample, each.block) for each in found.values())
 
     def batch(
         self,
@@ -92,7 +121,7 @@ class TrainingClips:
         for position, group in groupby(range(len(clips)), key=lambda row: clips[row] // self.views):
             rows = list(group)
             own = slice(rows[0], rows[-1] + 1)
-            found = locate_sample(self.index, seed=self.seed, position=position)
+            found = self._located.pop(position, None) or self.locate(position)
             read += self._read_views(pixels[own], clips[rows[0]], found, quarantined or {}, on_sample)
             # Before the next sample is read, so that an error in `annotate` is reported for this sample.
             annotations += self._annotations(pixels[own], clips[own])
@@ -164,7 +193,7 @@ class TrainingClips:
                 ]
                 return views
 
-            frames = decode_sample(found.index, sample, timestamps_s)
+            frames = decode_sample(found.index, sample, timestamps_s, found.block)
             if isinstance(pixels, YuvClips):
                 crop_views(frames, choose, pixels)
                 return timestamps_s, views
@@ -174,3 +203,27 @@ class TrainingClips:
                 changed_TCHW = colour_augment(clip_CTHW.transpose(0, 1), self.augment, draw)
                 out_CTHW.copy_(changed_TCHW.transpose(0, 1))
             return timestamps_s, views
+
+
+def sample_order(order: Order | None, source: Source, videos_per_step: int) -> SampleOrder | None:
+    """Adapt an order to a data set; None for random order.
+
+    Raises:
+        ValueError: the order cannot be used with this data.
+    """
+    if order is None or not order.is_local:
+        return None
+    require(
+        isinstance(source, ShardIndex),
+        "data.order.name",
+        "be random unless data.shards or data.train is a single data set without data.balance",
+        "blocks",
+    )
+    samples = sum(shard.samples for shard in source.shards)
+    facts = OrderFacts(
+        samples=len(source),
+        bytes_per_sample=sum(shard.bytes for shard in source.shards) / max(samples, 1),
+        videos_per_step=videos_per_step,
+    )
+    order.check(facts)
+    return SampleOrder(order=order, facts=facts)

@@ -3,27 +3,36 @@
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from threading import BoundedSemaphore
 
 from kinemae.data_tools import heartbeat
 from kinemae.data_tools.command import Stopped
 from kinemae.data_tools.files import Descriptor, read_at
 from kinemae.data_tools.index import Sample, Shard, ShardIndex
+from kinemae.data_tools.orders.base import Block
+from kinemae.data_tools.storage.cache import CacheEntry
 from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable
 from kinemae.data_tools.storage.retries import raise_if_outage, retry_during_outage
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.frame_sampling import last_frame_s
+from kinemae.data_tools.stream.read_ahead import Request, take
 from kinemae.data_tools.stream.yuv_planes import YuvFrame, yuv_frames_at
 
 _MAX_OPEN_SHARDS = 64
 _MAX_IN_MEMORY = 256 << 20  # bytes of a file
+_MAX_GAP = 1 << 20  # bytes between two samples of a block; more are not downloaded
+_block_downloads = BoundedSemaphore(2)  # of a process, which holds whole blocks in memory
 
 
-def read_video(index: ShardIndex, sample: Sample) -> bytes:
+def read_video(index: ShardIndex, sample: Sample, block: Block | None = None) -> bytes:
     """Read the bytes of a sample's video and compare their checksum: decoders do not notice a flipped bit.
+
+    Args:
+        block: neighbours of the sample, which are read into the cache with it.
 
     Raises:
         BadVideo: the bytes are missing, cut short or changed; the message names the sample and the shard.
@@ -31,19 +40,31 @@ def read_video(index: ShardIndex, sample: Sample) -> bytes:
     """
     outage_s = index.folder.retry_policy.outage_s
     with heartbeat.at_storage(outage_s):
-        return retry_during_outage(lambda: _read(index, sample), outage_s=outage_s)
+        video = take(_key(index, sample))
+        if video is not None:
+            return video
+        return retry_during_outage(lambda: _read(index, sample, block), outage_s=outage_s)
+
+
+def read_requests(samples: Iterable[tuple[ShardIndex, Sample, Block | None]]) -> list[Request]:
+    """The reads of samples, for a read-ahead; without those that need not be read into memory."""
+    return [
+        Request(key=_key(index, sample), length=sample.length, read=partial(_read, index, sample, block))
+        for index, sample, block in samples
+        if sample.length <= _MAX_IN_MEMORY
+    ]
 
 
 def decode_sample(
-    index: ShardIndex, sample: Sample, timestamps_s: Sequence[float]
+    index: ShardIndex, sample: Sample, timestamps_s: Sequence[float], block: Block | None = None
 ) -> Iterator[tuple[YuvFrame, list[int]]]:
-    """Decode the frames of a sample at the given timestamps; see `yuv_frames_at`.
+    """Decode the frames of a sample at the given timestamps; see `yuv_frames_at` and `read_video`.
 
     Raises:
         BadVideo: the bytes or the frames do not match the index.
     """
     file = whole_file(index, sample) if sample.length > _MAX_IN_MEMORY else None
-    video = read_video(index, sample) if file is None else file
+    video = read_video(index, sample, block) if file is None else file
     return yuv_frames_at(video, timestamps_s, last_frame_s=last_frame_s(sample.frames, sample.duration_s))
 
 
@@ -99,12 +120,16 @@ def error_context(sample: Sample) -> Iterator[None]:
         raise RuntimeError(f"sample {sample.key} ({sample.name}) cannot be read: {error!r}") from error
 
 
-def _read(index: ShardIndex, sample: Sample) -> bytes:
+def _key(index: ShardIndex, sample: Sample) -> tuple[int, int, int]:
+    return id(index), sample.shard, sample.offset
+
+
+def _read(index: ShardIndex, sample: Sample, block: Block | None) -> bytes:
     shard = index.shards[sample.shard]
     try:
         opened = _open_shard(index.folder, shard.name)
         if isinstance(opened, Location):
-            return _read_remote(index, sample, shard, opened)
+            return _read_remote(index, sample, opened, block)
         # pread has no file position, so processes that inherit the descriptor do not disturb each other.
         video = read_at(opened.number, sample.offset, sample.length)
     except OSError as error:
@@ -116,24 +141,75 @@ def _read(index: ShardIndex, sample: Sample) -> bytes:
     return video
 
 
-def _read_remote(index: ShardIndex, sample: Sample, shard: Shard, remote: Location) -> bytes:
-    cache, digest = index.cache, shard.sha256 or hashlib.sha256(remote.url.encode()).hexdigest()
-    if cache is not None:
-        video = cache.read(digest, sample.offset, sample.length)
-        if len(video) == sample.length and zlib.crc32(video) == sample.crc32:
+def _read_remote(index: ShardIndex, sample: Sample, remote: Location, block: Block | None) -> bytes:
+    shard = index.shards[sample.shard]
+    entry = None
+    if index.cache is not None:
+        digest = shard.sha256 or hashlib.sha256(remote.url.encode()).hexdigest()
+        entry = index.cache.entry(index.folder.url, digest)
+        video = entry.read(sample.offset, sample.length)
+        if not _is_intact(video, sample) and block is not None:
+            video = _read_with_block(index, sample, remote, block, entry)
+        if _is_intact(video, sample):
             return video
+    video = _download(sample, remote, sample.offset, sample.length)
+    _check(video, sample, shard)
+    if entry is not None:
+        entry.write(sample.offset, video)
+    return video
+
+
+def _read_with_block(
+    index: ShardIndex, sample: Sample, remote: Location, block: Block, entry: CacheEntry
+) -> bytes:
+    """Read a sample from the block in the cache; download the block if it is not there.
+
+    Returns:
+        The bytes of the sample, or others if the sample is damaged or the block is too large for the cache.
+    """
+    begin, end = _range_of(index, sample, block)
+    video = entry.read_block(begin, sample.offset, sample.length)
+    if _is_intact(video, sample) or not entry.has_room_for(end - begin):
+        return video
+    with entry.downloading(begin):
+        for read in (entry.read, partial(entry.read_block, begin)):
+            video = read(sample.offset, sample.length)
+            if _is_intact(video, sample):  # another process has downloaded the block
+                return video
+        with _block_downloads:
+            content = _download(sample, remote, begin, end - begin)
+            entry.write_block(begin, content, window_bytes=block.window_bytes)
+    return content[sample.offset - begin :][: sample.length]
+
+
+def _range_of(index: ShardIndex, sample: Sample, block: Block) -> tuple[int, int]:
+    """First and last byte of the samples of a block that lie together with a sample in its shard."""
+    samples = [index.sample(position) for position in block.positions]
+    together = [each for each in samples if each.shard == sample.shard]
+    ranges = sorted((each.offset, each.offset + each.length) for each in together)
+    begin = end = sample.offset
+    for first, last in ranges:
+        if first <= end + _MAX_GAP:
+            end = max(end, last)
+    for first, last in reversed(ranges):
+        if last >= begin - _MAX_GAP:
+            begin = min(begin, first)
+    return begin, end
+
+
+def _download(sample: Sample, remote: Location, offset: int, length: int) -> bytes:
     try:
-        video = remote.read(sample.offset, sample.length)
+        return remote.read(offset, length)
     except StorageUnavailable as error:
         raise StorageUnavailable(f"sample {sample.key}: {error}", error.status) from error
     except StorageError as error:
         if error.status not in (401, 403, 404, 410):
             raise
         raise BadVideo(f"sample {sample.key}: {error}; no sample of that shard can be read") from error
-    _check(video, sample, shard)
-    if cache is not None:
-        cache.write(digest, sample.offset, video)
-    return video
+
+
+def _is_intact(video: bytes, sample: Sample) -> bool:
+    return len(video) == sample.length and zlib.crc32(video) == sample.crc32
 
 
 def _check(video: bytes, sample: Sample, shard: Shard) -> None:

@@ -4,17 +4,19 @@ import ctypes
 import json
 import signal
 import traceback
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from multiprocessing.sharedctypes import RawValue
-from socket import socket
+from socket import MSG_DONTWAIT, socket
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
 from kinemae.data_tools import heartbeat
+from kinemae.data_tools.stream.read_ahead import ReadAhead, Request, reading_ahead
 from kinemae.data_tools.stream.shared_buffers import (
     MAX_MESSAGE_BYTES,
     Receiver,
@@ -51,6 +53,9 @@ class ItemReader(Protocol, Generic[Item]):
             quarantined: keys of samples that must not be read, with the reasons.
             on_sample: to be called with the key of each sample before it is read.
         """
+
+    def upcoming(self, number: int) -> Sequence[Request]:
+        """The reads of an item's samples in order; only called with a read-ahead."""
 
 
 class WorkerStatus(ctypes.Structure):
@@ -97,7 +102,7 @@ class Worker(Generic[Item]):
         idle_s: how long the main process has waited without progress of the worker.
     """
 
-    def __init__(self, pickled: bytes, context: BaseContext):
+    def __init__(self, pickled: bytes, context: BaseContext, read_ahead: int):
         self.assigned: list[int] = []
         self.idle_s = 0.0
         self.status = RawValue(WorkerStatus)
@@ -105,7 +110,10 @@ class Worker(Generic[Item]):
         self.socket, theirs = socket_pair()
         self._receiver = Receiver(self.socket)
         self.process = context.Process(  # type: ignore[attr-defined]
-            target=run_worker, args=(pickled, theirs, self.status), daemon=True, name="kinemae-loader"
+            target=run_worker,
+            args=(pickled, theirs, self.status, read_ahead),
+            daemon=True,
+            name="kinemae-loader",
         )
         with stop_signals_blocked(), nullcontext() if b"__main__" in pickled else main_module_hidden():
             self.process.start()
@@ -169,16 +177,20 @@ class Worker(Generic[Item]):
         self.socket.close()
 
 
-def run_worker(pickled: bytes, requests: socket, status: WorkerStatus) -> None:
-    """Read requested items until the main process ends."""
+def run_worker(pickled: bytes, requests: socket, status: WorkerStatus, read_ahead: int) -> None:
+    """Read requested items until the main process ends.
+
+    Args:
+        read_ahead: see `ReadAhead`.
+    """
     block_stop_signals()
     exit_with_parent()
     torch.set_num_threads(1)
     sender = Sender(requests)
-    loop = _WorkerLoop(pickled, status, sender)
-    with heartbeat.listening(_StatusListener(status)):
-        while message := requests.recv(MAX_MESSAGE_BYTES):
-            number, quarantined, returned = json.loads(message)
+    ahead = ReadAhead(read_ahead)
+    loop = _WorkerLoop(pickled, status, sender, ahead)
+    with heartbeat.listening(_StatusListener(status)), reading_ahead(ahead):
+        for number, quarantined, returned in _received(requests, loop):
             status.events += 1
             sender.take_back(returned)
             item = loop.read(number, quarantined)
@@ -187,6 +199,21 @@ def run_worker(pickled: bytes, requests: socket, status: WorkerStatus) -> None:
             except BrokenPipeError:
                 return
             status.events += 1
+
+
+def _received(requests: socket, loop: "_WorkerLoop") -> Iterator[list[Any]]:
+    """Requests in order; those that have arrived are announced to the loop before the first is processed."""
+    waiting: deque[list[Any]] = deque()
+    while True:
+        try:
+            message = requests.recv(MAX_MESSAGE_BYTES, MSG_DONTWAIT if waiting else 0)
+        except BlockingIOError:
+            yield waiting.popleft()
+            continue
+        if not message:
+            return
+        waiting.append(json.loads(message))
+        loop.announced.append(waiting[-1][0])
 
 
 class _StatusListener(heartbeat.Listener):
@@ -209,7 +236,9 @@ class _StatusListener(heartbeat.Listener):
 
 
 class _WorkerLoop:
-    def __init__(self, pickled: bytes, status: WorkerStatus, sender: Sender):
+    def __init__(self, pickled: bytes, status: WorkerStatus, sender: Sender, ahead: ReadAhead):
+        self.announced: deque[int] = deque()
+        self._ahead = ahead
         self._pickled = pickled
         self._sender = sender
         self._status = status
@@ -221,6 +250,7 @@ class _WorkerLoop:
             if self._reader is None:  # here and not at the start, so that its errors are reported
                 self._reader = from_bytes(self._pickled)
                 heartbeat.progress()
+            self._plan_reads(self._reader)
             item = self._reader.read(number, quarantined=quarantined, on_sample=self._on_sample)
             self._status.key = b""
             return self._sender.pack(item)
@@ -228,6 +258,12 @@ class _WorkerLoop:
             key = self._status.key.decode(errors="replace")
             self._status.key = b""
             return self._sender.pack(WorkerError(picklable(error), traceback.format_exc(), key))
+
+    def _plan_reads(self, reader: ItemReader[Any]) -> None:
+        while self.announced:
+            number = self.announced.popleft()
+            if self._ahead.depth:
+                self._ahead.plan(reader.upcoming(number))
 
     def _on_sample(self, key: str) -> None:
         self._status.key = b""  # if the process dies right here, no other sample is quarantined

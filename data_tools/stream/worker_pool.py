@@ -35,7 +35,7 @@ from kinemae.data_tools.stream.worker_setup import worker_context
 
 Item = TypeVar("Item")
 
-_PREFETCH_FACTOR = 2  # items that a worker holds ready
+_PREFETCH_FACTOR = 2  # items that a worker holds ready; more if they are smaller than its read-ahead
 _MAX_DEATHS = 10  # of workers in one run
 _START_S = 600.0  # importing torch from a busy network disk takes minutes
 _POLL_S = 1.0
@@ -52,6 +52,7 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         preload: modules to import once for all workers.
         on_outage: called about once a second with the reason while the next item waits for a storage, and
             with an empty text at the end of the wait; may raise. The default logs.
+        read_ahead: number of samples that each worker reads ahead of the one it decodes.
 
     Raises:
         ValueError: the reader cannot be pickled.
@@ -67,6 +68,7 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         timeout_s: float,
         preload: Sequence[str],
         on_outage: Callable[[str], None] | None = None,
+        read_ahead: int = 0,
     ):
         self.quarantined: dict[str, str] = {}
         self._on_outage = on_outage or heartbeat.Listener().outage
@@ -75,6 +77,9 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         self._pickled = _pickled(reader, workers)
         self._timeout_s = timeout_s
         self._length = len(reader)
+        self._read_ahead = read_ahead
+        samples = len(reader.upcoming(0)) if read_ahead and self._length else 1
+        self._prefetch = max(_PREFETCH_FACTOR, 1 + -(-read_ahead // max(samples, 1)))
         self._next = 0  # the item to return
         self._first_unassigned = 0
         self._lost: list[int] = []  # items of dead workers
@@ -133,7 +138,7 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         self._next = self._length
 
     def _start_worker(self) -> Worker[Item]:
-        worker: Worker[Item] = Worker(self._pickled, self._context)
+        worker: Worker[Item] = Worker(self._pickled, self._context, self._read_ahead)
         self._processes.add(worker.process)
         if self._is_shut_down.is_set():
             worker.process.kill()
@@ -141,10 +146,10 @@ class WorkerPool(Iterator[Item], Generic[Item]):
 
     def _assign_items(self) -> None:
         """Assign the next items, within the prefetch limit, to the workers with the fewest items."""
-        end = min(self._next + _PREFETCH_FACTOR * len(self._workers), self._length)
+        end = min(self._next + self._prefetch * len(self._workers), self._length)
         while self._lost or self._first_unassigned < end:
             worker = min(self._workers, key=lambda worker: len(worker.assigned))
-            if len(worker.assigned) == _PREFETCH_FACTOR:
+            if len(worker.assigned) == self._prefetch:
                 return
             if self._lost:
                 worker.submit(self._lost.pop(0), self.quarantined)

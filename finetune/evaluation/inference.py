@@ -137,6 +137,7 @@ def _items(
         workers=config.data.num_workers,
         samples=[position for group in groups for position in group],
         timeout_s=config.data.timeout_s,
+        read_ahead=config.data.read_ahead,
     )
 
 

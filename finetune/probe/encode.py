@@ -17,6 +17,7 @@ from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.evaluation_clips import EvaluationItem, EvaluationVideos
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.loader import TrainingClips, read_items
+from kinemae.data_tools.stream.read_ahead import Request
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, join, on_device
 from kinemae.finetune.probe.store import StoreShape, StoreWriter, slice_statistics
 from kinemae.pretrain.exported_model import EncoderDescription
@@ -64,6 +65,9 @@ class FixedViews:
         reason = "" if found.skipped is None else found.skipped.reason
         return ViewItem(found.pixels, found.time_VT, found.position, 0, reason)
 
+    def upcoming(self, number: int) -> list[Request]:
+        return self.videos.upcoming(number)
+
 
 class RandomViews:
     """Reader of random views, augmented as in training: one item per view.
@@ -85,6 +89,9 @@ class RandomViews:
         epoch = number // self.samples
         return ViewItem(batch.pixels, batch.time_BT, int(batch.sample_B[0]), epoch, reason)
 
+    def upcoming(self, number: int) -> list[Request]:
+        return self.clips.upcoming(range(number, number + 1))
+
 
 class SomeItems:
     """Items at some numbers of a reader, for `read_items`."""
@@ -101,6 +108,9 @@ class SomeItems:
     ) -> ViewItem:
         """See `worker.ItemReader`."""
         return self.reader.item(self.numbers[number], quarantined, on_sample)
+
+    def upcoming(self, number: int) -> list[Request]:
+        return self.reader.upcoming(self.numbers[number])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +197,7 @@ def encode(
     *,
     workers: int,
     timeout_s: float,
+    read_ahead: int,
 ) -> None:
     """Collective. Encode the missing chunks of a store; each process takes its share of them.
 
@@ -197,7 +208,9 @@ def encode(
     missing = [number for number in range(len(chunks)) if not writer.is_done(number)]
     own = missing[processes.rank :: processes.world]
     numbers = [number for chunk in own for number in chunks[chunk]]
-    items = read_items(SomeItems(reader, numbers), workers, timeout_s, preload=[__name__])
+    items = read_items(
+        SomeItems(reader, numbers), workers, timeout_s, preload=[__name__], read_ahead=read_ahead
+    )
     shown: Iterator[int] | Sequence[int] = own
     if processes.is_first and own:
         shown = progress(own, total=len(own), what=f"encoding {writer.folder.name}", unit="chunk")

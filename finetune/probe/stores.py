@@ -234,6 +234,7 @@ def make_stores(config: ProbeConfig, probed: ProbedEncoder, processes: Processes
             processes,
             workers=workers,
             timeout_s=config.data.timeout_s,
+            read_ahead=config.data.read_ahead,
         )
         processes.barrier()
         if processes.is_first:

@@ -16,6 +16,7 @@ ALLOWED_CHANGES = {
     "data.outage_s": "how long to wait for a storage",
     "data.cache_dir": "speed",
     "data.cache_gb": "speed",
+    "data.read_ahead": "speed",
     "data.max_bad_fraction": "when the run stops",
     "batch.clips_per_device": "speed and memory; sums are rounded differently",
     "engine.cpu_threads": "speed; sums are rounded differently",

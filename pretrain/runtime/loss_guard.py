@@ -17,7 +17,6 @@ from typing import Any
 
 from kinemae.data_tools.command import log
 from kinemae.data_tools.files import atomic_write_text
-from kinemae.data_tools.stream.mixture import locate_sample
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.data_tools.stream.training_clips import TrainingClips
 from kinemae.pretrain.runtime.checkpoint import RunState
@@ -150,8 +149,5 @@ class IncidentLog:
         """The sample key of each clip of the step, over all processes, in the order of the run."""
         first = step * self._plan.global_clips
         positions = [clip // self._clips.views for clip in range(first, first + self._plan.global_clips)]
-        key_of = {
-            position: locate_sample(self._clips.index, seed=self._clips.seed, position=position).key
-            for position in set(positions)
-        }
+        key_of = {position: self._clips.locate(position).key for position in set(positions)}
         return [key_of[position] for position in positions]

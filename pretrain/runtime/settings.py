@@ -9,7 +9,7 @@ import torch
 from kinemae.data_tools.conditions import Condition
 from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.storage.cache import Cache
-from kinemae.data_tools.stream.loader import AugmentConfig
+from kinemae.data_tools.stream.loader import READ_AHEAD, AugmentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class StreamConfig:
         outage_s: longest wait for a storage that is down; then the run stops and can be restarted.
         cache_dir: local folder that caches remote shards; null for none.
         cache_gb: its largest size.
+        read_ahead: samples that each loader process reads ahead of the one it decodes; 0 for none.
     """
 
     num_workers: int = -1
@@ -33,6 +34,7 @@ class StreamConfig:
     outage_s: float = 300.0
     cache_dir: str | None = None
     cache_gb: float = 100.0
+    read_ahead: int = READ_AHEAD
 
     def __post_init__(self) -> None:
         require(
@@ -44,6 +46,7 @@ class StreamConfig:
         require(self.timeout_s > 0, "data.timeout_s", "be above 0", self.timeout_s)
         require(self.outage_s >= 0, "data.outage_s", "be 0 or more", self.outage_s)
         require(self.cache_gb > 0, "data.cache_gb", "be above 0", self.cache_gb)
+        require(0 <= self.read_ahead <= 256, "data.read_ahead", "lie between 0 and 256", self.read_ahead)
 
     @property
     def cache(self) -> Cache | None:
@@ -60,10 +63,12 @@ class TrainingData(StreamConfig):
     Attributes:
         where: condition over columns, see `data_tools/conditions.py`: training leaves other samples out.
         weight: column of weights: training samples come in proportion to it.
+        order: the order of the training samples, a component of `data_tools/orders`.
     """
 
     where: str | None = None
     weight: str | None = None
+    order: Component = field(default_factory=lambda: Component(name="random"))
 
     def __post_init__(self) -> None:
         super().__post_init__()

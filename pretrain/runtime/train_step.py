@@ -72,6 +72,7 @@ class TrainStep:
             pin=processes.device.type == "cuda",
             timeout_s=config.data.timeout_s,
             on_outage=on_outage,
+            read_ahead=config.data.read_ahead,
         )
         watchdog.reading = lambda: samples_in_progress(self._batches)
 

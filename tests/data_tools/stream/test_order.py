@@ -77,12 +77,12 @@ def runs(draw: st.DrawFn, most_videos: int = 64, most_steps: int = 4) -> Run:
 
 
 def ranges_as_read(run: Run) -> list[range]:
-    """The clips of every micro-batch, by step, accumulation index and process."""
+    """The clips of every micro-batch, by step, process and accumulation index."""
     begin, ranges = 0, []
     for length, world, slots in run.topologies:
         plan = plan_batch(run.global_clips, slots, world, run.views)
         steps, parts, ranks = range(begin, begin + length), range(plan.accumulation), range(world)
-        ranges += [plan.clip_range(step, part, rank) for step in steps for part in parts for rank in ranks]
+        ranges += [plan.clip_range(step, part, rank) for step in steps for rank in ranks for part in parts]
         begin += length
     return ranges
 
@@ -111,7 +111,7 @@ def test_any_number_of_processes_reads_the_same_clips_of_a_step(
 ) -> None:
     plan = plan_batch(world * share, slots, world, 1)
     assert plan.micro_clips <= slots and plan.micro_clips * plan.accumulation == share
-    ranges = [plan.clip_range(step, part, rank) for part in range(plan.accumulation) for rank in range(world)]
+    ranges = [plan.clip_range(step, part, rank) for rank in range(world) for part in range(plan.accumulation)]
     begin = step * world * share
     assert [clips.start for clips in ranges] == list(range(begin, begin + world * share, plan.micro_clips))
     assert {len(clips) for clips in ranges} == {plan.micro_clips}

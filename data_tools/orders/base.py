@@ -1,0 +1,84 @@
+"""Interface of orders: the sequence in which the samples of a data set are read."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from kinemae.data_tools.components import Component, build_component
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderFacts:
+    """Properties of a data set and a run on which an order depends.
+
+    Attributes:
+        samples: number of samples of the data set.
+        bytes_per_sample: mean size of a sample in its shard.
+        videos_per_step: samples of one step of all processes.
+    """
+
+    samples: int
+    bytes_per_sample: float
+    videos_per_step: int
+
+
+class Block(NamedTuple):
+    """Neighbouring samples that are read soon after each other.
+
+    Attributes:
+        positions: of the samples.
+        window_bytes: size of all blocks that are read at a time, by all processes.
+    """
+
+    positions: range
+    window_bytes: int
+
+
+class Order(ABC):
+    """A permutation of the samples for each epoch. It depends on the arguments only and has no state.
+
+    Attributes:
+        is_local: whether neighbours are read together, which needs a single data set without weights.
+    """
+
+    is_local: ClassVar[bool] = False
+
+    @abstractmethod
+    def position(self, seed: int, epoch: int, i: int, facts: OrderFacts) -> int:
+        """The position in the data set of the i-th sample of an epoch."""
+
+    def block(self, position: int, facts: OrderFacts) -> Block | None:
+        """The block of a position; None if neighbours are not read together."""
+        return None
+
+    def check(self, facts: OrderFacts) -> None:  # noqa: B027 - optional
+        """Check the arguments against a run.
+
+        Raises:
+            ValueError: the order cannot be used; the message names the key.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOrder:
+    """An order of one data set in one run."""
+
+    order: Order
+    facts: OrderFacts
+
+    def position(self, seed: int, epoch: int, i: int) -> int:
+        """See `Order.position`."""
+        return self.order.position(seed, epoch, i, self.facts)
+
+    def block(self, position: int) -> Block | None:
+        """See `Order.block`."""
+        return self.order.block(position, self.facts)
+
+
+def build_order(component: Component) -> Order:
+    """Build the order of `data.order`.
+
+    Raises:
+        ValueError: no such order, or an invalid argument.
+    """
+    return build_component("kinemae.data_tools.orders", component, Order, key="data.order")
