@@ -40,15 +40,8 @@ _LOW_COVERAGE = 0.9
 # Prefixes of the keys that `evaluate` accepts; the trained model determines all other keys.
 _OVERRIDABLE = (
     *("evaluate.", "pruning", "merge.", "data.validation", "data.test", "data.num_workers", "data.timeout_s"),
-    *(
-        "data.outage_s",
-        "data.cache_dir",
-        "data.cache_gb",
-        "data.read_ahead",
-        "batch.clips_per_device",
-        "engine.",
-    ),
-    *("clip.short_video", "data.leaks"),
+    *("data.outage_s", "data.cache_dir", "data.cache_gb", "data.read_ahead", "data.leaks"),
+    *("batch.clips_per_device", "clip.short_video", "engine."),
 )
 
 

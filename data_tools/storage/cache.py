@@ -153,8 +153,7 @@ class CacheEntry:
     def read(self, offset: int, length: int) -> bytes:
         """Read a range: the sample, or anything else if it is not cached."""
         try:
-            _mark_active(str(self._path.parent), os.getpid())
-            entry = _entry(str(self._path), os.getpid())
+            entry = self._open()
             entry.touch()
             return read_at(entry.number, offset, length)
         except OSError as error:
@@ -172,7 +171,7 @@ class CacheEntry:
         if needed > self.cache.size * _MAX_FRACTION:
             return False
         try:
-            entry = _entry(str(self._path), os.getpid())
+            entry = self._open()
             with self.cache._locked() as ledger:
                 blocks = sum(size for _, _, size in self._blocks()) if not window_bytes else 0
                 if not self.cache._take_room(ledger, needed, limit=limit - blocks):
@@ -227,6 +226,10 @@ class CacheEntry:
             yield
         finally:
             flock(lock.number, fcntl.LOCK_UN)
+
+    def _open(self) -> "_Entry":
+        _mark_active(str(self._path.parent), os.getpid())
+        return _entry(str(self._path), os.getpid())
 
     @property
     def _path(self) -> Path:
@@ -306,7 +309,7 @@ def _read_ledger(ledger: int) -> tuple[int, float]:
 
 
 def _write_ledger(ledger: int, used: int, full_s: float) -> None:
-    os.pwrite(ledger, b"%020d %018d" % (used, round(full_s)), 0)
+    os.pwrite(ledger, b"%020d %018d" % (used, int(full_s)), 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,7 +189,7 @@ def resolve_layers(layers: Sequence[int], depth: int, *, key: str = "features.la
     return resolved
 
 
-def encode(
+def encode(  # noqa: PLR0913 - all but the first four by name
     writer: StoreWriter,
     reader: FixedViews | RandomViews,
     encode_clips: LayerEncoder,

@@ -103,7 +103,7 @@ def test_the_second_read_comes_from_the_cache(
 def test_a_damaged_cache_entry_is_read_again(shards: Path, folder: Location, tmp_path: Path):
     index = open_index(folder, cache=Cache(folder=tmp_path / "cache", size=10**8))
     expected = videos_of(index)
-    for entry in (tmp_path / "cache").glob("*.shard"):
+    for entry in (tmp_path / "cache").glob("sets/*/*.shard"):
         entry.write_bytes(bytes(byte ^ 1 for byte in entry.read_bytes()))
     assert videos_of(index) == expected == videos_of(index)
 
