@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.conditions import Condition
 from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.storage.cache import Cache
