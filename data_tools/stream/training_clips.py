@@ -216,13 +216,13 @@ def sample_order(order: Order | None, source: Source, videos_per_step: int) -> S
     require(
         isinstance(source, ShardIndex),
         "data.order.name",
-        "be random unless data.shards or data.train is a single data set without data.balance",
+        "be random with data.mixture, data.concatenate, data.weight and data.balance",
         "blocks",
     )
-    samples = sum(shard.samples for shard in source.shards)
+    shards = source.shards
     facts = OrderFacts(
         samples=len(source),
-        bytes_per_sample=sum(shard.bytes for shard in source.shards) / max(samples, 1),
+        bytes_per_sample=shards.bytes / max(int(shards.column("samples").sum()), 1),
         videos_per_step=videos_per_step,
     )
     order.check(facts)

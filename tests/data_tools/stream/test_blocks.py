@@ -12,7 +12,7 @@ from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.storage.location import RetryPolicy, location
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips, training_loader
-from kinemae.data_tools.stream.mixture import BalancedClasses, Mixture, Source
+from kinemae.data_tools.stream.mixture import BalancedClasses, Concatenation, Mixture, Source
 from kinemae.data_tools.stream.order import plan_batch
 from kinemae.data_tools.stream.training_clips import sample_order
 from tests.faulty_server import FaultyServer
@@ -117,14 +117,17 @@ def test_a_damaged_sample_of_a_block_is_skipped_and_its_neighbours_are_read(
     assert "checksum differs" in skipped[0].reason
 
 
-@pytest.mark.parametrize("kind", ["mixture", "balance"])
+@pytest.mark.parametrize("kind", ["mixture", "balance", "concatenation"])
 def test_blocks_are_refused_where_neighbours_are_not_read_together(shards: Path, kind: str):
     index, order = open_index(shards), BlockOrder()
     sources: dict[str, Source] = {
         "mixture": Mixture({"a": index}, {"a": 1.0}),
+        "concatenation": Concatenation({"a": index, "b": index}),
         "balance": BalancedClasses(index, [0] * len(index), balance=1.0),
     }
-    with pytest.raises(ValueError, match=r"data.order.name must be random unless data.shards or data.train"):
+    with pytest.raises(
+        ValueError, match=r"data.order.name must be random with data.mixture, .*, got 'blocks'"
+    ):
         sample_order(order, sources[kind], 4)
     assert sample_order(None, sources[kind], 4) is None
     assert isinstance(order, Order)
