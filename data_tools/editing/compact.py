@@ -1,0 +1,148 @@
+"""`kinemae data compact SHARDS`: delete the bytes of removed samples."""
+
+import argparse
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from kinemae.data_tools.command import log
+from kinemae.data_tools.config import load_config, require
+from kinemae.data_tools.editing.rows import replaced
+from kinemae.data_tools.editing.tar_files import TarWriter, open_tar
+from kinemae.data_tools.index import IndexWriter, Shard, ShardIndex, ShardTable, open_data_sets
+from kinemae.data_tools.storage.location import location
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactConfig:
+    """Config of `compact`.
+
+    Attributes:
+        previous: the tars that are replaced: "keep" leaves them to the next change of the data set, so that
+            running readers can end; "delete" deletes them now.
+    """
+
+    previous: Literal["keep", "delete"] = "keep"
+
+    def __post_init__(self) -> None:
+        require(self.previous in ("keep", "delete"), "previous", "be keep or delete", self.previous)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NewShard:
+    """A shard without its removed samples.
+
+    Attributes:
+        old_O, new_O: offsets of the videos that stay, in the old and in the new tar, sorted by the old ones.
+    """
+
+    shard: Shard
+    old_O: np.ndarray
+    new_O: np.ndarray
+
+
+def run_compact(arguments: argparse.Namespace) -> None:
+    """Write the shards with removed samples again, without these; other shards stay as they are."""
+    config = load_config(CompactConfig, None, arguments.overrides)
+    for index in open_data_sets(location(arguments.shards)).values():
+        compact(index, delete=config.previous == "delete")
+
+
+def compact(index: ShardIndex, *, delete: bool = False) -> None:
+    """Write the shards with removed samples again.
+
+    Args:
+        delete: delete the old tars at once.
+    """
+    if not len(index.removed_R):
+        log.info("%s: no sample was removed", index.folder)
+        return
+    whole = index.with_removed()
+    shard_R, offset_R = whole.column("shard"), whole.column("offset")
+    is_removed_R = np.zeros(len(whole), dtype=bool)
+    is_removed_R[index.removed_R] = True
+    affected = np.unique(shard_R[is_removed_R]).tolist()
+    order = np.argsort(shard_R, kind="stable")
+    begins, ends = (np.searchsorted(shard_R[order], affected, side=side) for side in ("left", "right"))
+    new: dict[int, _NewShard | None] = {}
+    for done, number in enumerate(affected):
+        here = order[begins[done] : ends[done]]
+        kept = np.unique(offset_R[here[~is_removed_R[here]]])
+        gone = np.setdiff1d(offset_R[here[is_removed_R[here]]], kept)
+        new[number] = _without(index, number, kept, gone) if len(kept) else None
+        log.info(
+            "%s: %d of %d shards with removed samples are written", index.folder, done + 1, len(affected)
+        )
+    replaced_names = _commit(index, new)
+    for name in replaced_names if delete else ():
+        (index.folder / name).remove()
+    _log_result(index, affected, replaced_names, delete=delete)
+
+
+def _without(index: ShardIndex, number: int, kept: np.ndarray, gone: np.ndarray) -> _NewShard:
+    """Copy a shard without some samples; other members stay."""
+    old = index.shards[number]
+    writer = TarWriter(index.folder)
+    try:
+        with open_tar(index.folder / old.name) as tar:
+            unwanted = {member for offset in gone.tolist() for member in tar.sample(offset)}
+            new_of = writer.add(tar, [member for member in tar.members if member not in unwanted])
+        stem = old.name.rpartition("/")[2].removesuffix(".tar").partition("~")[0]
+        shard = writer.finish(f"{_escaped(stem)}~{{digest}}.tar", len(kept))
+    finally:
+        writer.discard()
+    return _NewShard(shard=shard, old_O=kept, new_O=np.array([new_of[offset] for offset in kept.tolist()]))
+
+
+def _commit(index: ShardIndex, new: dict[int, _NewShard | None]) -> list[str]:
+    """Write the index of the new state; return the names of the replaced tars in the folder."""
+    is_left = np.ones(len(index.shards), dtype=bool)
+    is_left[[number for number, shard in new.items() if shard is None]] = False
+    new_number = np.cumsum(is_left) - 1
+    extra = {name: index.arrow_column(name).type for name in index.extra}
+    made_by = {**index.made_by, "command": "data_tools compact"}
+    names = [index.shards[number].name for number in new]
+    inside = [name for name in names if "/" not in name]
+    with IndexWriter(
+        index.folder, classes=index.classes, made_by=made_by, extra=extra, base=index.state
+    ) as writer:
+        for batch in index.batches():
+            shard_R, offset_R = batch.column("shard").to_numpy(), batch.column("offset").to_numpy().copy()
+            for number in np.unique(shard_R).tolist():
+                moved = new.get(number)
+                if moved is not None:
+                    here_R = shard_R == number
+                    offset_R[here_R] = moved.new_O[np.searchsorted(moved.old_O, offset_R[here_R])]
+            writer.add_batch(replaced(batch, shard=new_number[shard_R], offset=offset_R))
+        rows = index.shards.table.to_pylist() if len(new) else []
+        for number, moved in new.items():
+            rows[number] = vars(moved.shard) if moved is not None else rows[number]
+        left = [row for row, keep in zip(rows, is_left.tolist(), strict=True) if keep]
+        writer.add_shards(ShardTable(pa.Table.from_pylist(left, schema=index.shards.table.schema)))
+        writer.replace_shards(inside)
+    return inside
+
+
+def _log_result(index: ShardIndex, affected: list[int], replaced_names: list[str], *, delete: bool) -> None:
+    elsewhere = len(affected) - len(replaced_names)
+    log.info(
+        "%s: %d removed samples are in no shard any more; %d old tars %s",
+        index.folder,
+        len(index.removed_R),
+        len(replaced_names),
+        "are deleted" if delete else "stay until the next change (previous=delete deletes them now)",
+    )
+    if elsewhere:
+        log.warning(
+            "%s: %d tars outside the folder still hold removed samples; they stay, and the data set does not "
+            "use them any more",
+            index.folder,
+            elsewhere,
+        )
+
+
+def _escaped(text: str) -> str:
+    """A text for `str.format`."""
+    return text.replace("{", "{{").replace("}", "}}")

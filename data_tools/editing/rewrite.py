@@ -1,0 +1,200 @@
+"""`kinemae data subset` and `reshard`: other data sets of the samples of one."""
+
+import argparse
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.config import load_config, require
+from kinemae.data_tools.editing.rows import replaced
+from kinemae.data_tools.editing.selection import SelectionConfig, choose
+from kinemae.data_tools.editing.shard_names import reference_to
+from kinemae.data_tools.editing.tar_files import TarFile, TarWriter, open_tar
+from kinemae.data_tools.index import (
+    DATASET_NAME,
+    IndexWriter,
+    Shard,
+    ShardIndex,
+    ShardTable,
+    open_data_sets,
+)
+from kinemae.data_tools.storage.location import Location, location
+
+_FIRST_NAME = "shard-{number:06d}.tar"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReshardConfig:
+    """Config of `reshard`.
+
+    Attributes:
+        samples_per_shard: a shard is full with so many samples.
+        megabytes_per_shard: a shard is full at this size; a larger sample gets its own.
+    """
+
+    samples_per_shard: int = 100_000
+    megabytes_per_shard: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_shard", "megabytes_per_shard"):
+            require(getattr(self, name) >= 1, name, "be 1 or more", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetConfig(ReshardConfig, SelectionConfig):
+    """Config of `subset`.
+
+    Attributes:
+        videos: "reference" leaves the tars where they are; "copy" writes new ones to OUT.
+    """
+
+    videos: Literal["reference", "copy"] = "reference"
+
+    def __post_init__(self) -> None:
+        SelectionConfig.__post_init__(self)
+        ReshardConfig.__post_init__(self)
+        require(self.videos in ("reference", "copy"), "videos", "be reference or copy", self.videos)
+
+
+def run_subset(arguments: argparse.Namespace) -> None:
+    """Write a data set of some samples of another one, split by split."""
+    config = load_config(SubsetConfig, None, arguments.overrides)
+    if not config.is_set:
+        raise ValueError("where: expected a condition, or keys=FILE, got none; fix: give where='CONDITION'")
+    sets = open_data_sets(location(arguments.shards))
+    for name, chosen_R in choose(sets, config).items():
+        whole = sets[name].with_removed()
+        chosen_R[sets[name].removed_R] = False
+        folder = _new_folder(location(arguments.out), name)
+        if not chosen_R.any():
+            log.warning("%s: no sample is chosen, so %s is not written", whole.folder, folder)
+            continue
+        made_by = {**whole.made_by, "command": "data_tools subset", "subset": asdict(config)}
+        if config.videos == "copy":
+            write_shards(whole.filter(chosen_R), folder, config, made_by)
+        else:
+            _write_references(whole.filter(chosen_R), folder, made_by)
+
+
+def run_reshard(arguments: argparse.Namespace) -> None:
+    """Write a data set with shards of another size, split by split; removed samples are left out."""
+    config = load_config(ReshardConfig, None, arguments.overrides)
+    for name, index in open_data_sets(location(arguments.shards)).items():
+        made_by = {**index.made_by, "command": "data_tools reshard", "reshard": asdict(config)}
+        folder = _new_folder(location(arguments.out), name)
+        write_shards(index, folder, config, made_by)
+
+
+def _new_folder(out: Location, split: str) -> Location:
+    """The folder of a split in OUT, which must not hold a data set."""
+    folder = out / split if split else out
+    if (folder / DATASET_NAME).exists():
+        raise DataError(f"{folder}: expected a new folder, got a data set; fix: give another OUT")
+    return folder
+
+
+def _write_references(index: ShardIndex, folder: Location, made_by: dict[str, object]) -> None:
+    """Write an index over the present samples; the tars stay."""
+    counts = np.zeros(len(index.shards), dtype=np.int64)
+    for batch in index.batches(["shard"]):
+        counts += np.bincount(batch.column(0).to_numpy(), minlength=len(counts))
+    used = np.flatnonzero(counts)
+    new_number = np.full(len(counts), -1, dtype=np.int32)
+    new_number[used] = np.arange(len(used))
+    extra = {name: index.arrow_column(name).type for name in index.extra}
+    with IndexWriter(folder, classes=index.classes, made_by=made_by, extra=extra) as writer:
+        for batch in index.batches():
+            writer.add_batch(replaced(batch, shard=new_number[batch.column("shard").to_numpy()]))
+        table = index.shards.table.take(pa.array(used))
+        names = [reference_to(index.folder / name, folder) for name in table.column("name").to_pylist()]
+        for at, (name, values) in enumerate((("name", names), ("samples", counts[used]))):
+            table = table.set_column(at, name, pa.array(values))
+        writer.add_shards(ShardTable(table))
+    log.info("%s: %d samples in %d shards, which stay in place", folder, len(index), len(used))
+
+
+def write_shards(
+    index: ShardIndex, folder: Location, limits: ReshardConfig, made_by: dict[str, object]
+) -> None:
+    """Copy the present samples, with all their members, to new tars in a new folder."""
+    extra = {name: index.arrow_column(name).type for name in index.extra}
+    source = _Source(index)
+    with IndexWriter(folder, classes=index.classes, made_by=made_by, extra=extra) as writer, source:
+        target = _Shards(folder, limits)
+        try:
+            for batch in index.batches():
+                columns = (batch.column(name).to_pylist() for name in ("shard", "offset"))
+                places = [
+                    target.add(source.tar(shard), offset) for shard, offset in zip(*columns, strict=True)
+                ]
+                shard_R, offset_R = np.array(places, dtype=np.int64).reshape(-1, 2).T
+                writer.add_batch(replaced(batch, shard=shard_R, offset=offset_R))
+            target.finish()
+        finally:
+            target.discard()
+        writer.add_shards(target.shards)
+    log.info("%s: %d samples in %d shards", folder, len(index), len(target.shards))
+
+
+class _Source:
+    """The shards of an index; the last one stays open."""
+
+    def __init__(self, index: ShardIndex):
+        self._index = index
+        self._number = -1
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "_Source":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def tar(self, number: int) -> TarFile:
+        """A shard by its number."""
+        if number != self._number:
+            self._stack.close()
+            place = self._index.folder / self._index.shards[number].name
+            self._tar = self._stack.enter_context(open_tar(place))
+            self._number = number
+        return self._tar
+
+
+class _Shards:
+    """New tars of limited size."""
+
+    def __init__(self, folder: Location, limits: ReshardConfig):
+        self.shards: list[Shard] = []
+        self._folder, self._limits = folder, limits
+        self._writer: TarWriter | None = None
+        self._samples = self._bytes = 0
+
+    def add(self, tar: TarFile, offset: int) -> tuple[int, int]:
+        """Copy a sample; return the number of its shard and the offset of its video."""
+        members = tar.sample(offset)
+        size = sum(member.length for member in members)
+        limit = self._limits.megabytes_per_shard * 1_000_000
+        if self._samples == self._limits.samples_per_shard or (self._samples and self._bytes + size > limit):
+            self.finish()
+        if self._writer is None:
+            self._writer = TarWriter(self._folder)
+        self._samples += 1
+        self._bytes += size
+        return len(self.shards), self._writer.add(tar, members)[offset]
+
+    def finish(self) -> None:
+        """Close the current tar."""
+        if self._writer is not None:
+            name = _FIRST_NAME.format(number=len(self.shards))
+            self.shards.append(self._writer.finish(name, self._samples))
+            log.info("%s: %s is written", self._folder, name)
+            self._writer, self._samples, self._bytes = None, 0, 0
+
+    def discard(self) -> None:
+        """Remove an unfinished tar."""
+        if self._writer is not None:
+            self._writer.discard()

@@ -1,0 +1,136 @@
+"""Tars written anew from members of others; the bytes of the members stay the same."""
+
+import hashlib
+import io
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from kinemae.data_tools.command import DataError, writing_to
+from kinemae.data_tools.index import Shard
+from kinemae.data_tools.indexing.tar_members import TarMember, read_members, split_key
+from kinemae.data_tools.storage.location import Location
+
+_MODE = 0o444  # as webdataset's TarWriter writes members
+_BLOCK = 512
+
+
+class TarFile:
+    """An opened tar: its members in order, and those of each sample.
+
+    Attributes:
+        members: all files of the tar.
+    """
+
+    def __init__(self, file: IO[bytes], name: str):
+        self.file, self.name = file, name
+        self.members = read_members(file, name)
+        self._keys = {member.offset: split_key(member.name)[0] for member in self.members if not member.link}
+        self._by_key: dict[str, list[TarMember]] = {}
+        for member in self.members:
+            self._by_key.setdefault(split_key(member.name)[0], []).append(member)
+
+    def sample(self, offset: int) -> list[TarMember]:
+        """The members of the sample whose video begins at an offset.
+
+        Raises:
+            DataError: there is no such video.
+        """
+        key = self._keys.get(offset)
+        if not key:
+            raise DataError(
+                f"{self.name}: expected a video at byte {offset}, as the index states, got none; fix: repair "
+                "the tar, which `kinemae data verify` checks"
+            )
+        return self._by_key[key]
+
+
+@contextmanager
+def open_tar(place: Location) -> Iterator[TarFile]:
+    """Open a tar; a remote one is copied to this machine first."""
+    with tempfile.TemporaryDirectory(prefix="kinemae-tar-") as folder:
+        path = place.path
+        if path is None:
+            path = Path(folder) / "shard.tar"
+            place.download(path)
+        with path.open("rb") as file:
+            yield TarFile(file, str(place))
+
+
+class TarWriter:
+    """A new tar in a folder, complete or absent; equal members give equal bytes.
+
+    Args:
+        folder: local or remote; a tar of a remote one is written to a temporary folder first.
+    """
+
+    def __init__(self, folder: Location):
+        self._folder = folder
+        self._scratch = tempfile.TemporaryDirectory(prefix="kinemae-tar-") if folder.path is None else None
+        self._path = (
+            Path(self._scratch.name if self._scratch else folder.url) / f"shard.{os.getpid()}.partial"
+        )
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._tar = tarfile.open(self._path, "w")  # noqa: SIM115 - closed by `finish` or `discard`
+
+    def add(self, tar: TarFile, members: Sequence[TarMember]) -> dict[int, int]:
+        """Append members of a tar; return the new offset of each old one.
+
+        Raises:
+            DataError: the disk is full, or the tar has become shorter.
+        """
+        offsets = {}
+        with writing_to(self._path.parent):
+            for member in members:
+                info = tarfile.TarInfo(member.name)
+                info.size, info.mode = member.length, _MODE
+                if member.link:
+                    info.type, info.linkname, info.size = tarfile.SYMTYPE, member.link, 0
+                tar.file.seek(member.offset)
+                self._tar.addfile(info, _Exactly(tar.file, f"{tar.name}, {member.name}"))
+                offsets[member.offset] = int(self._tar.offset) - -(-info.size // _BLOCK) * _BLOCK
+        return offsets
+
+    def finish(self, name: str, samples: int) -> Shard:
+        """Close the tar and give it its name; `{digest}` in it becomes the begin of its sha256."""
+        with writing_to(self._path.parent):
+            self._tar.close()
+            with self._path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                os.fsync(file.fileno())
+            size = self._path.stat().st_size
+            name = name.format(digest=sha256[:8])
+            if self._folder.path is not None:
+                self._path.replace(self._folder.path / name)
+        if self._folder.path is None:
+            (self._folder / name).upload(self._path)
+        self.discard()
+        return Shard(name=name, samples=samples, bytes=size, sha256=sha256)
+
+    def discard(self) -> None:
+        """Remove the unfinished file."""
+        if not self._tar.closed:
+            self._tar.fileobj.close()  # without an end, which a full disk cannot take
+        self._path.unlink(missing_ok=True)
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+
+class _Exactly(io.RawIOBase):
+    """A file for `tarfile`; reads return as many bytes as requested."""
+
+    def __init__(self, file: IO[bytes], name: str):
+        self._file, self._name = file, name
+
+    def read(self, length: int = -1, /) -> bytes:
+        """Read exactly this number of bytes."""
+        block = self._file.read(length)
+        if len(block) < length:
+            raise DataError(
+                f"{self._name}: expected {length} more bytes, got {len(block)}; fix: copy it again"
+            )
+        return block
