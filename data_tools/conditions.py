@@ -22,7 +22,6 @@ from kinemae.data_tools.index import COLUMNS, ShardIndex
 _EXAMPLE = "motion > 0.5 and label != 'still'"
 _LABEL = "label"
 _MAX_CHARACTERS = 10_000  # the stack of the parser is limited
-_ROWS = 65_536  # evaluated at once
 _NAMES = 40  # in an error
 _TRUTH, _NUMBER, _TEXT = "a condition", "a number", "a text"
 _FUNCTIONS: dict[type[ast.AST], str] = {
@@ -67,19 +66,18 @@ class Condition:
             ) from error
 
     def mask(self, index: ShardIndex) -> np.ndarray:
-        """Whether the condition is true, for each row.
+        """Whether the condition is true, for each sample of a data set (not of a view).
 
         Raises:
             ValueError: an unknown column or class, or a value of the wrong kind.
         """
         check_columns(index, sorted(self._columns), key=self.key)
-        columns = {name: index.arrow_column(name) for name in self._columns}
-        found = []
-        for begin in range(0, len(index), _ROWS):
-            part = {name: column.slice(begin, _ROWS).combine_chunks() for name, column in columns.items()}
-            true = self._term(_Rows(part, index.classes))
+        found = [np.empty(0, dtype=bool)]
+        for batch in index.batches(sorted({*self._columns, _LABEL})):
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            true = self._term(_Rows(columns, index.classes))
             if isinstance(true, pa.Scalar):
-                true = pa.array([true.as_py()] * min(_ROWS, len(index) - begin), pa.bool_())
+                true = pa.array([true.as_py()] * len(batch), pa.bool_())
             found.append(true.fill_null(False).to_numpy(zero_copy_only=False))
         return np.concatenate(found)
 

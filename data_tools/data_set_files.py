@@ -15,7 +15,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ INDEX_NAME = "index.arrow"
 _LOCK_NAME = "dataset.lock"
 _ROLES = ("index", "shards", "removed")
 _NAMES = re.compile(rf"({'|'.join(_ROLES)})(-[0-9a-f]+)?\.arrow")
+_DELETABLE = re.compile(rf"{_NAMES.pattern}|[^/]+\.tar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ class DataSetChange:
         self._base = base
         self._current: bytes | None = None
         self._files: dict[str, DataFile | None] = {}
+        self._replaced: list[str] = []
         self._is_committed = False
         self._stack = ExitStack()
 
@@ -135,12 +137,16 @@ class DataSetChange:
         self._files[role] = added
         return added
 
-    def commit(self, content: Mapping[str, Any], shard_digests: list[str]) -> None:
+    def replace_shards(self, names: Iterable[str]) -> None:
+        """Let the change after this one delete shards of the folder that the next state does not have."""
+        self._replaced += names
+
+    def commit(self, content: Mapping[str, Any], shards: Sequence[tuple[str, str]]) -> None:
         """Replace dataset.json; roles without a new file keep theirs.
 
         Args:
             content: the other fields of dataset.json.
-            shard_digests: the sha256 of all shards.
+            shards: name and sha256 of each shard.
 
         Raises:
             DataError: another process changed the data set meanwhile.
@@ -148,13 +154,13 @@ class DataSetChange:
         old, older = _known_files(self._current)
         files = {role: self._files.get(role, old.get(role)) for role in _ROLES}
         used = {role: file for role, file in files.items() if file is not None}
-        names = {file.name for file in used.values()}
+        names = {*(file.name for file in used.values()), *(name for name, _ in shards)}
         description = {
             "format": FORMAT,
             "samples": used["index"].rows - (used["removed"].rows if "removed" in used else 0),
             "files": {role: None if file is None else asdict(file) for role, file in files.items()},
-            "previous": sorted({file.name for file in old.values()} - names),
-            "fingerprint": fingerprint(shard_digests, used),
+            "previous": sorted({*self._replaced, *(file.name for file in old.values())} - names),
+            "fingerprint": fingerprint([sha256 for _, sha256 in shards], used),
             **content,
         }
         if _read(self.folder) != self._current:
@@ -193,7 +199,7 @@ def _known_files(current: bytes | None) -> tuple[dict[str, DataFile], set[str]]:
     """The files of a state by role, and the names of those of the state before."""
     try:
         description = json.loads(current or b"{}")
-        previous = {name for name in description.get("previous", ()) if _NAMES.fullmatch(name)}
+        previous = {name for name in description.get("previous", ()) if _DELETABLE.fullmatch(name)}
         return files_of(description) if description else {}, previous
     except (ValueError, KeyError, TypeError, AttributeError):  # damaged: replaced, and its files stay
         return {}, set()

@@ -138,6 +138,11 @@ class ShardIndex:
         return tuple(dict.fromkeys(names))[len(COLUMNS) :]
 
     @property
+    def extra_types(self) -> dict[str, pa.DataType]:
+        """Types of the columns that the source adds."""
+        return {field.name: field.type for field in list(self._table.schema)[len(COLUMNS) :]}
+
+    @property
     def identity(self) -> str:
         """Digest of shards and rows, including labels, keys and order; independent of the location."""
         digests = [part.digest for part in (self._kept, self._rows) if part is not None]
@@ -194,6 +199,19 @@ class ShardIndex:
         if self._rows is not None:
             return column.take(pa.array(self.rows(np.arange(len(self)))))
         return column if self._present is None else column.filter(_arrow_mask(self._present))
+
+    def column_range(self, name: str, begin: int, end: int) -> np.ndarray:
+        """A column of numbers at consecutive positions, null as NaN, without reading the others."""
+        if self._rows is not None and name in self._rows.columns:
+            return np.array(self._rows.columns[name][begin:end], dtype=np.float64)
+        column = self._table.column(name)
+        if self._rows is not None:
+            return column.take(pa.array(self.rows(np.arange(begin, end)))).to_numpy().astype(np.float64)
+        if self._present is None or begin == end:
+            return column.slice(begin, end - begin).to_numpy().astype(np.float64)
+        first, last = self._present.row(begin), self._present.row(end - 1)
+        values = column.slice(first, last - first + 1).to_numpy()
+        return values[self._present.mask(first, last + 1)].astype(np.float64)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows that are there, some tens of thousands at a time; of a data set, not of a view."""

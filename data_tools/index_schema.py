@@ -126,6 +126,12 @@ class ShardTable(Sequence[Shard]):
         return self.table.column(name).to_numpy()
 
     @property
+    def digests(self) -> list[tuple[str, str]]:
+        """Name and sha256 of each shard."""
+        names, digests = (self.table.column(name).to_pylist() for name in ("name", "sha256"))
+        return [*zip(names, digests, strict=True)]
+
+    @property
     def bytes(self) -> int:
         """Size of all shards."""
         return int(self.column("bytes").sum())

@@ -1,7 +1,7 @@
 """Write the index of a data set in bounded memory, and its list of removed rows."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class IndexWriter:
         self._schema = pa.schema([*COLUMNS, *(extra or {}).items()])
         self._pending: list[pa.Table] = []
         self._rows = 0
+        self._removed = np.empty(0, dtype=np.int64)
         self._shards: list[pa.Table] = [SHARD_COLUMNS.empty_table()]
 
     def __enter__(self) -> "IndexWriter":
@@ -104,6 +105,14 @@ class IndexWriter:
         """Append shards."""
         self._shards.append((shards if isinstance(shards, ShardTable) else shard_table(shards)).table)
 
+    def remove_rows(self, rows: np.ndarray) -> None:
+        """Mark rows of the new index as removed; ascending and unique numbers."""
+        self._removed = rows
+
+    def replace_shards(self, names: Iterable[str]) -> None:
+        """Name shards that only the present state uses; the change after this one deletes them."""
+        self._change.replace_shards(names)
+
     def _write(self, tables: Sequence[pa.Table]) -> None:
         if rows := sum(map(len, tables)):
             # `take` copies: Arrow would write some bytes beyond a slice, and equal rows give equal files.
@@ -112,11 +121,11 @@ class IndexWriter:
             self._rows += rows
 
     def _commit(self) -> None:
-        shards = pa.concat_tables(self._shards)
+        shards = ShardTable(pa.concat_tables(self._shards))
         self._change.add_file("index", self._rows)
-        _add_table(self._change, "shards", shards)
-        self._change.drop("removed")
-        self._change.commit(self._content, shards.column("sha256").to_pylist())
+        _add_table(self._change, "shards", shards.table)
+        _add_removed(self._change, self._removed)
+        self._change.commit(self._content, shards.digests)
 
 
 def write_index(
@@ -151,12 +160,16 @@ def write_removed(folder: Location, state: bytes, rows: np.ndarray, shards: Shar
     with DataSetChange(folder, state) as change:
         if "shards" not in change.files:  # format 2
             _add_table(change, "shards", shards.table)
-        if len(rows):
-            _add_table(change, "removed", pa.table([pa.array(rows)], schema=REMOVED_COLUMNS))
-        else:
-            change.drop("removed")
+        _add_removed(change, rows)
         content = {"classes": described["classes"], "made_by": described.get("made_by", {})}
-        change.commit(content, shards.table.column("sha256").to_pylist())
+        change.commit(content, shards.digests)
+
+
+def _add_removed(change: DataSetChange, rows: np.ndarray) -> None:
+    if len(rows):
+        _add_table(change, "removed", pa.table([pa.array(rows)], schema=REMOVED_COLUMNS))
+    else:
+        change.drop("removed")
 
 
 def _add_table(change: DataSetChange, role: str, table: pa.Table) -> DataFile:

@@ -101,12 +101,11 @@ def _commit(index: ShardIndex, new: dict[int, _NewShard | None]) -> list[str]:
     is_left = np.ones(len(index.shards), dtype=bool)
     is_left[[number for number, shard in new.items() if shard is None]] = False
     new_number = np.cumsum(is_left) - 1
-    extra = {name: index.arrow_column(name).type for name in index.extra}
     made_by = {**index.made_by, "command": "data_tools compact"}
     names = [index.shards[number].name for number in new]
     inside = [name for name in names if "/" not in name]
     with IndexWriter(
-        index.folder, classes=index.classes, made_by=made_by, extra=extra, base=index.state
+        index.folder, classes=index.classes, made_by=made_by, extra=index.extra_types, base=index.state
     ) as writer:
         for batch in index.batches():
             shard_R, offset_R = batch.column("shard").to_numpy(), batch.column("offset").to_numpy().copy()

@@ -132,6 +132,7 @@ def _merge_split(
     """Join data sets and log the result; `base` is the present state of `folder`."""
     together = [*([] if base is None else [base]), *indexes]
     classes = joined_classes(together, config.classes)
+    joined_columns(together)  # its errors come first
     repeated = repeated_rows(together)
     count = sum(map(len, repeated))
     if count and config.duplicates == "error":

@@ -105,8 +105,7 @@ def _write_references(index: ShardIndex, folder: Location, made_by: dict[str, ob
     used = np.flatnonzero(counts)
     new_number = np.full(len(counts), -1, dtype=np.int32)
     new_number[used] = np.arange(len(used))
-    extra = {name: index.arrow_column(name).type for name in index.extra}
-    with IndexWriter(folder, classes=index.classes, made_by=made_by, extra=extra) as writer:
+    with IndexWriter(folder, classes=index.classes, made_by=made_by, extra=index.extra_types) as writer:
         for batch in index.batches():
             writer.add_batch(replaced(batch, shard=new_number[batch.column("shard").to_numpy()]))
         table = index.shards.table.take(pa.array(used))
@@ -121,9 +120,11 @@ def write_shards(
     index: ShardIndex, folder: Location, limits: ReshardConfig, made_by: dict[str, object]
 ) -> None:
     """Copy the present samples, with all their members, to new tars in a new folder."""
-    extra = {name: index.arrow_column(name).type for name in index.extra}
     source = _Source(index)
-    with IndexWriter(folder, classes=index.classes, made_by=made_by, extra=extra) as writer, source:
+    with (
+        IndexWriter(folder, classes=index.classes, made_by=made_by, extra=index.extra_types) as writer,
+        source,
+    ):
         target = _Shards(folder, limits)
         try:
             for batch in index.batches():

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from kinemae.data_tools.command import DataError, log
-from kinemae.data_tools.index import COLUMNS, ShardIndex, open_data_sets
+from kinemae.data_tools.index import ShardIndex, open_data_sets
 from kinemae.data_tools.storage.location import Location
 
 _MAY_SHARE = {"train", "unlabelled"}
@@ -66,8 +66,7 @@ def joined_columns(indexes: Sequence[ShardIndex]) -> dict[str, pa.DataType]:
     """
     types: dict[str, tuple[pa.DataType, ShardIndex]] = {}
     for index in indexes:
-        for name in index.extra:
-            kind = index.arrow_column(name).type
+        for name, kind in index.extra_types.items():
             known, first = types.setdefault(name, (kind, index))
             if kind != known and pa.string() in (kind, known):
                 raise DataError(
@@ -75,7 +74,7 @@ def joined_columns(indexes: Sequence[ShardIndex]) -> dict[str, pa.DataType]:
                     "fix: make one of them again with equal types"
                 )
             types[name] = (known if kind == known else pa.float64(), first)
-    return {name: kind for name, (kind, _) in types.items() if name not in COLUMNS.names}
+    return {name: kind for name, (kind, _) in types.items()}
 
 
 def repeated_rows(indexes: Sequence[ShardIndex]) -> list[np.ndarray]:

@@ -1,7 +1,6 @@
 """Systematic sampling: samples in proportion to a column of weights."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -33,17 +32,14 @@ class SystematicSampling:
     """
 
     def __init__(self, indexes: Sequence[ShardIndex], column: str, *, key: str = "data.weight"):
-        self.indexes, self.column = tuple(indexes), column
-        self._columns = [_checked_column(index, column, key) for index in indexes]
-        largest = max(block.max() for number in range(len(indexes)) for block in self._blocks(number))
+        self._indexes, self._column = tuple(indexes), column
+        for index in indexes:
+            _check_kind(index, column, key)
+        largest = max(self._checked(number, begin, key).max() for number, begin in self._blocks())
         if largest == 0:
             raise DataError(f"{key}={column}: expected a weight above 0 in {indexes[0].folder}, got none")
         self._scale = _LARGEST / largest
-        sums = [
-            _integers(block, self._scale).sum()
-            for number in range(len(indexes))
-            for block in self._blocks(number)
-        ]
+        sums = [self._integers(number, begin).sum() for number, begin in self._blocks()]
         self._ends = np.cumsum([0, *sums], dtype=np.int64)
         self._first_blocks = np.cumsum([0, *(-(-len(index) // _BLOCK) for index in indexes)])
         self._samples = sum(map(len, indexes))
@@ -56,41 +52,38 @@ class SystematicSampling:
         block = int(np.searchsorted(self._ends, point, side="right")) - 1
         number = int(np.searchsorted(self._first_blocks, block, side="right")) - 1
         begin = (block - int(self._first_blocks[number])) * _BLOCK
-        weight_R = _integers(self._columns[number].slice(begin, _BLOCK).to_numpy(), self._scale)
-        inside = np.searchsorted(np.cumsum(weight_R), point - self._ends[block], side="right")
-        return number, begin + int(inside)
+        ends = np.cumsum(self._integers(number, begin))
+        return number, begin + int(np.searchsorted(ends, point - self._ends[block], side="right"))
 
-    def _blocks(self, number: int) -> Any:
-        column = self._columns[number]
-        return (column.slice(begin, _BLOCK).to_numpy() for begin in range(0, len(column), _BLOCK))
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        """The number of a data set and the first position of each block."""
+        for number, index in enumerate(self._indexes):
+            yield from ((number, begin) for begin in range(0, len(index), _BLOCK))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_columns"}
+    def _weights(self, number: int, begin: int) -> np.ndarray:
+        index = self._indexes[number]
+        return index.column_range(self._column, begin, min(begin + _BLOCK, len(index)))
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)  # the columns are mapped again, so that processes share their memory
-        self._columns = [index.arrow_column(self.column) for index in self.indexes]
-
-
-def _checked_column(index: ShardIndex, name: str, key: str) -> Any:
-    """The column, if all of its values are weights."""
-    check_columns(index, [name], key=key)
-    column = index.arrow_column(name)
-    if str(column.type) == "string":
-        raise ValueError(f"{key}: expected a column of numbers of {index.folder}, got the text {name!r}")
-    for begin in range(0, len(column), _BLOCK):
-        values = column.slice(begin, _BLOCK).to_numpy()  # null becomes NaN
-        bad_R = ~((values >= 0) & np.isfinite(values))
+    def _checked(self, number: int, begin: int, key: str) -> np.ndarray:
+        """The weights of a block, none of which is missing, negative or infinite."""
+        weight_R = self._weights(number, begin)
+        bad_R = ~((weight_R >= 0) & np.isfinite(weight_R))
         if bad_R.any():
-            position = begin + int(np.argmax(bad_R))
+            index, row = self._indexes[number], int(np.argmax(bad_R))
             raise DataError(
-                f"{key}={name}: expected a number of 0 or more, got {column[position].as_py()} for the "
-                f"sample {index.sample(position).key} of {index.folder}; fix: correct the column, or leave "
-                f"such samples out with data.where='{name} >= 0'"
+                f"{key}={self._column}: expected a number of 0 or more, got {weight_R[row]} for the sample "
+                f"{index.sample(begin + row).key} of {index.folder}; fix: correct the column, or leave such "
+                f"samples out with data.where='{self._column} >= 0'"
             )
-    return column
+        return weight_R
+
+    def _integers(self, number: int, begin: int) -> np.ndarray:
+        """The weights of a block as integers; a positive weight stays positive."""
+        weight_R = self._weights(number, begin)
+        return np.maximum(np.floor(weight_R * self._scale).astype(np.int64), weight_R > 0)
 
 
-def _integers(values: np.ndarray, scale: float) -> np.ndarray:
-    """Weights as integers; a positive weight stays positive."""
-    return np.maximum(np.floor(values * scale).astype(np.int64), values > 0)
+def _check_kind(index: ShardIndex, name: str, key: str) -> None:
+    check_columns(index, [name], key=key)
+    if str(index.arrow_column(name).type) == "string":
+        raise ValueError(f"{key}: expected a column of numbers of {index.folder}, got the text {name!r}")

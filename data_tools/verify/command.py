@@ -101,7 +101,7 @@ def verify(
     """
     yield from _check_leaks(sets)
     for index in sets.values():
-        yield from _check_index(index.with_removed())
+        yield from _check_index(index)
         jobs = _shard_jobs(index.with_removed())
         checked = imap(check_shard, jobs, workers=workers, timeout_s=timeout_s)
         for faults in progress(checked, total=len(jobs), what=f"shards of {index.folder}", unit="shard"):
@@ -125,8 +125,9 @@ def _shard_jobs(index: ShardIndex) -> list[ShardJob]:
     ]
 
 
-def _check_index(index: ShardIndex) -> Iterator[Fault]:
-    """Faults that the index alone shows."""
+def _check_index(present: ShardIndex) -> Iterator[Fault]:
+    """Faults that the index alone shows; removed rows are checked too."""
+    index = present.with_removed()
     place, files = str(index.folder), index.files
     for each in files.values():
         with (index.local_index.folder / each.name).open("rb") as file:
@@ -139,14 +140,14 @@ def _check_index(index: ShardIndex) -> Iterator[Fault]:
         if count != shard.samples:
             problem = f"expected {shard.samples} samples as listed, got {count} rows in the index"
             yield Fault(place=str(index.folder / shard.name), problem=problem)
-    names = set(index.shards.column("name"))
+    names = {*index.shards.column("name"), *json.loads(index.state).get("previous", ())}
     for name in index.folder.list(".tar") if index.folder.path is not None else ():
         if name not in names:
             yield Fault(place=str(index.folder / name), problem="the shard is not in the index")
-    yield from _check_rows(index)
+    yield from _check_rows(index, present)
 
 
-def _check_rows(index: ShardIndex) -> Iterator[Fault]:
+def _check_rows(index: ShardIndex, present: ShardIndex) -> Iterator[Fault]:
     label_R, shard_R = index.column("label"), index.column("shard")
     wrong = {
         "its label is not a class": (label_R < NO_LABEL) | (label_R >= len(index.classes)),
@@ -154,9 +155,11 @@ def _check_rows(index: ShardIndex) -> Iterator[Fault]:
         "it has no frames": index.column("frames") < 1,
         "its duration is not positive": ~(index.column("duration_s") > 0),
     }
-    keys, [code_R] = dictionary_encode_column([index], "key")
-    if len(keys) < len(index):
-        wrong["another sample has the same key"] = np.bincount(code_R)[code_R] > 1
+    keys, [code_R] = dictionary_encode_column([present], "key")
+    if len(keys) < len(present):
+        is_repeated_R = np.zeros(len(index), dtype=bool)
+        is_repeated_R[present.rows(np.flatnonzero(np.bincount(code_R)[code_R] > 1))] = True
+        wrong["another sample has the same key"] = is_repeated_R
     for problem, is_wrong_R in wrong.items():
         bad = np.flatnonzero(is_wrong_R).tolist()
         for position in bad[:_MAX_EXAMPLES]:

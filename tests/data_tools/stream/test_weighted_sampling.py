@@ -139,7 +139,7 @@ def test_a_pickled_weighting_contains_no_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "values, kind, message",
     [
-        ([1.0, None], DataError, r"data.weight=w: .*, got None for the sample key-1 .*data.where='w >= 0'"),
+        ([1.0, None], DataError, r"data.weight=w: .*, got nan for the sample key-1 .*data.where='w >= 0'"),
         ([-1.0, 1.0], DataError, "got -1.0 for the sample key-0"),
         ([1.0, float("nan")], DataError, "got nan for the sample key-1"),
         ([float("inf"), 1.0], DataError, "got inf for the sample key-0"),
