@@ -23,6 +23,12 @@ OWNERS = {
     "braceexpand": {"data_tools/indexing/shard_list.py"},
     "pyarrow": {
         "data_tools/conditions.py",
+        "data_tools/editing/compact.py",
+        "data_tools/editing/merge.py",
+        "data_tools/editing/rewrite.py",
+        "data_tools/editing/rows.py",
+        "data_tools/editing/selection.py",
+        "data_tools/editing/sets.py",
         "data_tools/index.py",
         "data_tools/index_schema.py",
         "data_tools/index_writer.py",

@@ -14,6 +14,8 @@ from kinemae.data_tools.command import Program, parse_arguments
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.config_files import CONFIGS, find_config
 from kinemae.data_tools.config_files import PROGRAM as CONFIGS_PROGRAM
+from kinemae.data_tools.editing.compact import CompactConfig
+from kinemae.data_tools.editing.rewrite import ReshardConfig, SubsetConfig
 from kinemae.data_tools.indexing.command import IndexConfig
 from kinemae.data_tools.report.sampled_videos import ReportConfig
 from kinemae.data_tools.sharding.plan import ShardConfig
@@ -52,6 +54,9 @@ SCHEMAS: dict[str, type] = {
     "shard": ShardConfig,
     "index": IndexConfig,
     "report": ReportConfig,
+    "subset": SubsetConfig,
+    "reshard": ReshardConfig,
+    "compact": CompactConfig,
     "bench": BenchConfig,
     "verify": VerifyConfig,
     "import": ImportOptions,
