@@ -38,6 +38,7 @@ from kinemae.data_tools.index_schema import (
     ShardTable,
     VideoInfo,
     shard_table,
+    with_frame_step,
 )
 from kinemae.data_tools.index_view import IndexView, check_windows
 from kinemae.data_tools.index_writer import REMOVED_COLUMNS, IndexWriter, write_index, write_removed
@@ -382,6 +383,7 @@ def load_index(
         raise DataError(f"the index in {folder} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"the index in {folder} is damaged ({error}); fix: shard the source again") from error
+    tables["index"] = with_frame_step(tables["index"])
     _check_tables(folder, files, tables)
     removed = tables.get("removed")
     opened = IndexFiles(

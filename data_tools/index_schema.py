@@ -34,6 +34,7 @@ COLUMNS = pa.schema(
         # of 1 means an ordinary encoding.
         ("reference_stride", pa.int32()),
         ("reference_phase", pa.int32()),
+        ("frame_step", pa.int32()),  # every frame_step-th frame of the original video is stored
     ]
 )
 # Additional columns of a source, such as a caption or a second label, follow these.
@@ -79,7 +80,13 @@ class Sample:
     content: str = ""
     reference_stride: int = 1
     reference_phase: int = 0
+    frame_step: int = 1
     window_s: tuple[float, float] | None = None
+
+    @property
+    def source_fps(self) -> float:
+        """Frames per second of the original video, whose frames `clip.stride` counts."""
+        return self.frames * self.frame_step / max(self.duration_s, 1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,3 +148,11 @@ def shard_table(shards: Sequence[Shard]) -> ShardTable:
     """A table of shards in memory."""
     rows = [vars(shard) for shard in shards]
     return ShardTable(pa.Table.from_pylist(rows, schema=SHARD_COLUMNS))
+
+
+def with_frame_step(table: pa.Table) -> pa.Table:
+    """Rows of an index, with the column `frame_step` of 1 if they were written without it."""
+    at = COLUMNS.get_field_index("frame_step")
+    if "frame_step" in table.schema.names[: at + 1]:
+        return table
+    return table.add_column(at, COLUMNS.field(at), pa.repeat(pa.scalar(1, pa.int32()), len(table)))

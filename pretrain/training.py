@@ -11,6 +11,7 @@ from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.orders.base import Order, build_order
 from kinemae.data_tools.overrides import as_override
+from kinemae.data_tools.stream.frame_sampling import check_stride
 from kinemae.data_tools.stream.loader import Annotate, TrainingClips
 from kinemae.data_tools.stream.mixture import Mixture, SeveralSets, open_source
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
@@ -294,7 +295,7 @@ def _open_data(config: PretrainConfig, processes: Processes) -> ShardIndex | Sev
     data = config.data
     assert data.sources is not None
     _, shards = data.sources
-    return open_source(
+    found = open_source(
         shards,
         where=data.where,
         weight=data.weight,
@@ -302,6 +303,9 @@ def _open_data(config: PretrainConfig, processes: Processes) -> ShardIndex | Sev
         check_shards=processes.is_first,
         outage_s=data.outage_s,
     )
+    for index in found.sets.values() if isinstance(found, SeveralSets) else [found]:
+        check_stride(index, config.clip)
+    return found
 
 
 def _inputs(config: PretrainConfig, index: ShardIndex | SeveralSets) -> list[Input]:

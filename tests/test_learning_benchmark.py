@@ -160,7 +160,7 @@ def small_board(tmp_path):
         write_clip(path, number, frames=4)
         lines.append(f"{path},{kind},{group},train")
     (tmp_path / "all.csv").write_text("\n".join(lines))
-    assert shard(tmp_path / "all.csv", tmp_path / "all", "layout.name=stride_aligned") == 0
+    assert shard(tmp_path / "all.csv", tmp_path / "all", "layout.name=h264") == 0
     tree = open_tree()
     tree["base"] = {
         "clip": {"frames": 4, "size": 16, "sampling": "uniform"},

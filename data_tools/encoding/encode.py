@@ -88,13 +88,11 @@ class EncoderSettings:
         codec: FFmpeg's name of the encoder.
         options: of the encoder.
         gop: frames from one key frame to the next at most.
-        key_frame_at: number of a frame that becomes a key frame.
     """
 
     codec: str
     options: dict[str, str]
     gop: int
-    key_frame_at: int = 0
 
 
 _VIEWED = EncoderSettings(codec="libx264", options={**_X264, "crf": "22"}, gop=250)
@@ -120,8 +118,7 @@ def write_frames(
             stream = _add_stream(container, first, rate, encoder)
         for number, frame in enumerate(chain([first], rest)):
             frame.pts, frame.time_base = number, 1 / rate
-            # The encoder would use the type of the decoded frame.
-            frame.pict_type = PictureType.I if number == encoder.key_frame_at else _ANY_TYPE
+            frame.pict_type = _ANY_TYPE  # not that of the decoded frame
             with _writing(path):
                 container.mux(stream.encode(frame))
         with _writing(path):

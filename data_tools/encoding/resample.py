@@ -24,6 +24,7 @@ from kinemae.data_tools.stream.container import BadVideo
 
 _SLOWEST_FPS, _FASTEST_FPS = 0.001, 100_000  # outside this range, time stamps are wrong
 _SHORTEST_SCENE_S = 1.0
+_TARGET_FPS, _FEWEST_FRAMES = 15, 16  # of `_default_every`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,75 +46,114 @@ class ResampledVideo:
         frames: consecutive frames, each on screen for 1 / rate seconds.
         expected: number of frames, if the container's values are correct.
         start_s: time of the first frame in the source.
+        every: the frames are every n-th of a video at `every` times the rate.
     """
 
     frames: Iterator[VideoFrame]
     rate: Fraction
     expected: int
     start_s: float
+    every: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Consecutive frames of one stored video; iterate over them before the next segment."""
+    """Consecutive frames of one stored video; iterate over them before the next segment.
 
-    number: int
+    Attributes:
+        suffix: for the key of the video; empty if the video is not cut.
+        start_s: start of the segment in the source.
+    """
+
+    suffix: str
     start_s: float
     frames: Iterator[VideoFrame]
 
 
 def resample(
-    source: OpenedSource, *, fps: float | None, short_side: int | None, jpeg: bool = False, every: int = 1
+    source: OpenedSource,
+    *,
+    fps: float | None,
+    short_side: int | None,
+    jpeg: bool = False,
+    every: int | None = 1,
 ) -> ResampledVideo:
     """Resample a source in time and space; deinterlace it.
 
     Frame k is the frame on screen at (k + 0.5) / rate seconds, so a constant rate keeps every frame once.
-    With a variable rate that is kept, a frame may come up to one frame later, so that no frame is lost.
+    With a variable rate that is kept, a frame may come up to one frame later, so that no frame is lost. Then
+    every n-th frame is kept, the first one at position n // 2, so that its time is again the middle.
 
     Args:
         fps: frames per second; None keeps the source's rate, or the nominal rate of a variable one.
-        every: keep every n-th of these frames.
+        every: keep every n-th of these frames; None selects n by `_default_every`.
         short_side: in pixels, rounded to even sizes; nothing is enlarged. None keeps the size.
         jpeg: convert to the colours of JPEG files, which have no colour tags.
 
     Raises:
         BadVideo: while iterating, if the source cannot be read or has no frame in the segment.
     """
-    rate = source.rate if fps is None and every == 1 else rational_rate((fps or source.rate) / every)
-    if not _SLOWEST_FPS <= rate <= _FASTEST_FPS:
-        raise BadVideo(f"it shows {float(rate):g} frames per second: set layout.args.fps")
+    rate = source.rate if fps is None else rational_rate(fps)
     until_s = min(source.end_s, source.frames / float(source.mean_rate))
-    converter = Converter(source, short_side, jpeg)
+    expected = max(round((until_s - source.start_s) * float(rate)), 1)
+    every = every or _default_every(rate, expected)
+    if not _SLOWEST_FPS <= rate / every <= _FASTEST_FPS:
+        raise BadVideo(f"it shows {float(rate / every):g} frames per second: set layout.args.fps")
     rate_mode = source.rate_mode if rate == source.rate else "constant"
     if source.rate_mode == "variable" != rate_mode:
-        source.notes.append(f"variable frame rate, stored at {float(rate):.4g} fps")
+        source.notes.append(f"variable frame rate, resampled to {float(rate):.4g} fps")
+    frames = _every_nth(_retimed(source, rate, rate_mode), every)
     return ResampledVideo(
-        frames=_converted(_retimed(source, rate, rate_mode), converter),
-        rate=rate,
-        expected=max(round((until_s - source.start_s) * float(rate)), 1),
+        frames=_converted(frames, Converter(source, short_side, jpeg)),
+        rate=rate / every,
+        expected=max((expected + (every - 1) // 2) // every, 1),
         start_s=source.start_s,
+        every=every,
     )
+
+
+def _default_every(rate: Fraction, frames: int) -> int:
+    """1, 2 or 4: the number for which the rate is nearest to 15 frames per second, as a ratio.
+
+    These numbers divide the usual strides of clips. A short video keeps at least 16 frames.
+    """
+    possible = [every for every in (1, 2, 4) if every == 1 or frames >= every * _FEWEST_FRAMES]
+    return min(possible, key=lambda every: abs(math.log2(float(rate) / every / _TARGET_FPS)))
+
+
+def _every_nth(frames: Iterator[VideoFrame], every: int) -> Iterator[VideoFrame]:
+    """Every n-th frame from position n // 2 on; the last frame of a video that ends before."""
+    for number, frame in enumerate(frames):
+        if number % every == every // 2:
+            yield frame
+    if number < every // 2:
+        yield frame
 
 
 def cut_segments(video: ResampledVideo, segment_rules: SegmentRules) -> Iterator[Segment]:
     """Cut a video into segments; without rules it is one segment.
 
     A remainder shorter than half of `segment_s`, or than one second with scene cuts alone, is part of the
-    segment before it.
+    segment before it. Segments have a suffix unless the video is too short for a cut.
     """
-    numbered = _numbered(video, segment_rules)
-    for (number, begin), members in groupby(numbered, key=itemgetter(0, 1)):
-        start_s = video.start_s + float(begin / video.rate)
-        yield Segment(number=number, start_s=start_s, frames=(frame for _, _, frame in members))
-
-
-def _numbered(video: ResampledVideo, segment_rules: SegmentRules) -> Iterator[tuple[int, int, VideoFrame]]:
-    """Frames with the number and the first frame of their segment."""
     longest, shortest = math.inf, _SHORTEST_SCENE_S * float(video.rate)
     if segment_rules.segment_s is not None:
         longest = max(round(segment_rules.segment_s * float(video.rate)), 1)
         shortest = longest / 2
     scenes = _SceneDetector() if segment_rules.scene_cuts else None
+    is_cut = scenes is not None or video.expected - longest >= shortest
+    for (number, begin), members in groupby(_numbered(video, longest, shortest, scenes), itemgetter(0, 1)):
+        yield Segment(
+            suffix=f"-{number:04d}" if is_cut else "",
+            start_s=video.start_s + float(begin / video.rate),
+            frames=(frame for _, _, frame in members),
+        )
+
+
+def _numbered(
+    video: ResampledVideo, longest: float, shortest: float, scenes: "_SceneDetector | None"
+) -> Iterator[tuple[int, int, VideoFrame]]:
+    """Frames with the number and the first frame of their segment."""
     segment, begin = 0, 0
     for number, frame in enumerate(video.frames):
         here = number - begin
@@ -151,7 +191,7 @@ def _retimed(source: OpenedSource, rate: Fraction, rate_mode: FrameRateMode) -> 
         raise BadVideo(f"it has no frame from second {source.start_s:g} to {source.end_s:g}")
     if rate_mode == "variable":
         source.notes.append(
-            f"variable frame rate, stored at {float(rate):.4g} fps: {lost} of {taken} frames lost, "
+            f"variable frame rate, resampled to {float(rate):.4g} fps: {lost} of {taken} frames lost, "
             f"{made - taken + lost} repeated"
         )
 

@@ -60,7 +60,7 @@ LOG_NAME = "indexed.jsonl"
 _COMMAND = "data_tools index"
 _COLUMNS = (
     *("key", "offset", "length", "crc32", "content", "name"),
-    *("start_s", "reference_stride", "reference_phase"),
+    *("start_s", "reference_stride", "reference_phase", "frame_step"),
 )
 
 

@@ -30,7 +30,7 @@ _STORED_TYPES: dict[str, tuple[type, ...]] = {
     "label": (str, type(None)),
     **dict.fromkeys(("name", "group", "codec", "content"), (str,)),
     **dict.fromkeys(("label_index", "frames", "width", "height", "crc32"), (int,)),
-    **dict.fromkeys(("reference_stride", "reference_phase"), (int,)),
+    **dict.fromkeys(("reference_stride", "reference_phase", "frame_step"), (int,)),
     **dict.fromkeys(("start_s", "duration_s"), (int, float)),
 }
 _INFO = tuple(each.name for each in fields(VideoInfo))
@@ -101,6 +101,7 @@ class StoredRow:
     content: str
     reference_stride: int
     reference_phase: int
+    frame_step: int
     extra: Mapping[str, Any]
 
 
@@ -367,6 +368,7 @@ def _parse_stored_row(content: Mapping[str, Any], where: str) -> StoredRow:
             f"{where}: expected {DESCRIPTION_KEY}={DESCRIPTION_FORMAT} in its .json as in the first, got "
             f"{content.get(DESCRIPTION_KEY)!r}; fix: add label=json.label to read all as any WebDataset"
         )
+    content = {"frame_step": 1, **content}
     for name, types in _STORED_TYPES.items():
         value = content.get(name)
         is_good = isinstance(value, types) and not isinstance(value, bool) and name in content

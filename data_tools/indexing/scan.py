@@ -57,6 +57,7 @@ class SampleScan:
     start_s: float = 0.0
     reference_stride: int = 1
     reference_phase: int = 0
+    frame_step: int = 1
     extra: Mapping[str, Any]
     info: VideoInfo | None = None
     reason: str = ""
@@ -245,6 +246,7 @@ def _with_stored(row: SampleScan, stored: StoredRow) -> SampleScan:
         start_s=stored.start_s,
         reference_stride=stored.reference_stride,
         reference_phase=stored.reference_phase,
+        frame_step=stored.frame_step,
     )
 
 

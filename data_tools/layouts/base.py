@@ -44,7 +44,7 @@ class EncodedSample:
         file: the encoded video; None for the unchanged bytes of the source.
         extension: of the member in the tar.
         start_s: start of the sample in the source.
-        reference_stride, reference_phase: as in the index.
+        reference_stride, reference_phase, frame_step: as in the index.
         columns: curation columns by name, see `curation.frame_stats`.
     """
 
@@ -55,11 +55,18 @@ class EncodedSample:
     start_s: float = 0.0
     reference_stride: int = 1
     reference_phase: int = 0
+    frame_step: int = 1
     columns: Mapping[str, int | float | str] = field(default_factory=dict)
 
 
 class Layout:
-    """A way of encoding videos; each file in this folder adds one."""
+    """A way of encoding videos; each file in this folder adds one.
+
+    Attributes:
+        can_cut: whether it supports `SegmentRules`.
+    """
+
+    can_cut = True
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
         """Decode a video from start to end, and encode it.

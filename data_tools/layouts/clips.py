@@ -31,6 +31,8 @@ class Clips(Layout):
         crf: x264's constant rate factor, 0 to 51.
     """
 
+    can_cut = False
+
     def __init__(
         self,
         *,

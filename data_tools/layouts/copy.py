@@ -24,11 +24,13 @@ _EXTENSIONS = {
     "asf": "wmv",
     "ogg": "ogg",
 }
-_FIX = "fix: set layout.name to stride_aligned, clips or jpegs"
+_FIX = "fix: set layout.name to h264, clips or jpegs"
 
 
 class Copy(Layout):
     """Encodes nothing. Each video is decoded once, to check that it is readable."""
+
+    can_cut = False
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
         source = decoder_input(job.video)

@@ -40,7 +40,7 @@ class Jpegs(Layout):
         with open_source(job.video, notes=job.notes) as source:
             video = resample(source, fps=self.fps, short_side=self.short_side, jpeg=True)
             for segment in cut_segments(video, job.segment_rules):
-                key = f"{job.key}-{segment.number:04d}" if job.segment_rules else job.key
+                key = job.key + segment.suffix
                 file = job.folder / f"{key}.mp4"
                 stats = FrameStats(is_on=job.curate)
                 frames = stats.observe(segment.frames, video.rate)

@@ -59,7 +59,7 @@ class ShardConfig:
     """
 
     source: SourceComponent | None = None
-    layout: Component = field(default_factory=lambda: Component(name="stride_aligned"))
+    layout: Component = field(default_factory=lambda: Component(name="h264"))
     segment_s: float | None = None
     scene_cuts: bool = False
     curate: bool = True

@@ -81,6 +81,7 @@ def _description(sample: SplitSample, numbers: Mapping[str, int]) -> Row:
         "content": sample.content,
         "reference_stride": stored.reference_stride,
         "reference_phase": stored.reference_phase,
+        "frame_step": stored.frame_step,
         DESCRIPTION_KEY: DESCRIPTION_FORMAT,
         **_extra(sample),
     }

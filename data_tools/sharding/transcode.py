@@ -50,6 +50,7 @@ class StoredSample:
     start_s: float
     reference_stride: int
     reference_phase: int
+    frame_step: int
     columns: Mapping[str, int | float | str]
 
 

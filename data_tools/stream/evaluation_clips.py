@@ -14,6 +14,7 @@ from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.frame_sampling import (
     ClipConfig,
     SlidingClips,
+    check_stride,
     evaluation_timestamps_s,
     last_frame_s,
     sliding_clip_count,
@@ -72,6 +73,7 @@ class EvaluationVideos:
         temporal_clips: int | SlidingClips,
         spatial_crops: int,
     ):
+        check_stride(index, clip)
         self.index = index
         self.positions = positions
         self.clip = clip

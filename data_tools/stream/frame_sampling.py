@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from kinemae.data_tools.config import require
-from kinemae.data_tools.index import Sample
+from kinemae.data_tools.index import Sample, ShardIndex
 
 _STRIDE = 4
 _MAX_DRIFT = 0.25  # in periods, over a whole clip; half a period would reach the next frame
@@ -30,7 +30,8 @@ class ClipConfig:
 
     Attributes:
         frames: number of frames.
-        stride: the clip takes every stride-th frame of the video.
+        stride: the clip takes every stride-th frame of the source video, of which a layout may have stored
+            every `Sample.frame_step`-th.
         fps: frames of the clip per second, for any frame rate of the video; replaces `stride`.
         sampling: "dense" takes frames `stride` or 1 / `fps` apart; "uniform" divides the video into `frames`
             equal segments and takes one frame of each.
@@ -124,7 +125,7 @@ def sliding_clip_count(sample: Sample, clip: ClipConfig, sliding: SlidingClips) 
 def _sliding_step(sample: Sample, clip: ClipConfig, sliding: SlidingClips) -> float:
     """The configured step in frames of the video."""
     if sliding.step_s is None:
-        return clip.frames * _step(sample, clip) * (1 - sliding.overlap)
+        return clip.frames * frames_between(sample, clip) * (1 - sliding.overlap)
     return sliding.step_s * sample.frames / sample.duration_s
 
 
@@ -142,7 +143,7 @@ def equal_steps_end_s(sample: Sample, clip: ClipConfig, sliding: SlidingClips) -
         return sample.duration_s
     step = _sliding_step(sample, clip, sliding)
     start = int(int(last_start / step + 1e-6) * step + 1e-6)
-    frames = int(start + 1.5 + (clip.frames - 1) * _step(sample, clip))
+    frames = int(start + 1.5 + (clip.frames - 1) * frames_between(sample, clip))
     return sample.duration_s * min(frames / sample.frames, 1.0)
 
 
@@ -177,13 +178,13 @@ def timestamps_from_s(sample: Sample, clip: ClipConfig, start_s: float) -> list[
 
 def clip_span_s(sample: Sample, clip: ClipConfig) -> float:
     """Duration of a dense clip: from the begin of its first frame to the end of its last frame."""
-    return ((clip.frames - 1) * _step(sample, clip) + 1) * sample.duration_s / sample.frames
+    return ((clip.frames - 1) * frames_between(sample, clip) + 1) * sample.duration_s / sample.frames
 
 
 def uses_reference_frames(sample: Sample, clip: ClipConfig) -> bool:
     """Check whether the clips of this video consist of reference frames only."""
     stride, phase = sample.reference_stride, _phase(sample)
-    if stride <= 1 or clip.sampling == "uniform" or _step(sample, clip) % stride:
+    if stride <= 1 or clip.sampling == "uniform" or frames_between(sample, clip) % stride:
         return False
     last_start = _last_start(sample, clip)
     if last_start >= 0:
@@ -219,18 +220,39 @@ def _phase(sample: Sample) -> int:
     return (sample.reference_phase - window_frames(sample).start) % sample.reference_stride
 
 
-def _step(sample: Sample, clip: ClipConfig) -> float:
-    """Frames of the video per frame of the clip, rounded to an integer if that selects the same frames."""
+def frames_between(sample: Sample, clip: ClipConfig) -> float:
+    """Stored frames per frame of the clip, rounded to an integer if that selects the same frames.
+
+    A clip with a stride takes each stored frame at most once, except for padding.
+    """
     if clip.fps is None:
-        return clip.stride
+        step = max(clip.stride / sample.frame_step, 1.0)
+        return int(step) if step.is_integer() else step
     step = sample.frames / sample.duration_s / clip.fps
     drift = abs(step - round(step)) * (clip.frames - 1)
     return round(step) if drift <= _MAX_DRIFT else step
 
 
+def check_stride(index: ShardIndex, clip: ClipConfig) -> None:
+    """Reject a stride that is smaller than the distance of the stored frames.
+
+    Raises:
+        ValueError: the message names the smallest possible stride.
+    """
+    if clip.fps is not None or clip.sampling == "uniform" or clip.stride >= _STRIDE:
+        return
+    step_R = index.column("frame_step")
+    if (step_R > clip.stride).any():
+        raise ValueError(
+            f"clip.stride: expected at least {step_R.max()}, because {index.folder} stores every "
+            f"{step_R.max()}th frame of {(step_R > clip.stride).sum()} videos, got {clip.stride}; fix: set "
+            f"clip.stride={step_R.max()}, or shard the videos with layout.args.every={clip.stride}"
+        )
+
+
 def _last_start(sample: Sample, clip: ClipConfig) -> int:
     """The last frame of the window at which a clip may begin and still fit; below 0 if there is none."""
-    return math.ceil(len(window_frames(sample)) - 0.5 - (clip.frames - 1) * _step(sample, clip)) - 1
+    return math.ceil(len(window_frames(sample)) - 0.5 - (clip.frames - 1) * frames_between(sample, clip)) - 1
 
 
 def _starts(sample: Sample, clip: ClipConfig) -> range:
@@ -243,7 +265,7 @@ def _starts(sample: Sample, clip: ClipConfig) -> range:
 
 
 def _timestamps_s(sample: Sample, clip: ClipConfig, *, start: int) -> list[float]:
-    step = _step(sample, clip)
+    step = frames_between(sample, clip)
     frames = window_frames(sample)
     places = [_off_border(start + 0.5 + number * step) for number in range(clip.frames)]
     if clip.short_video == "loop" and _last_start(sample, clip) < 0:

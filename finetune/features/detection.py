@@ -31,7 +31,7 @@ from kinemae.pretrain.exported_model import EncoderDescription
 def feature_grid(
     config: FeatureConfig, clip: ClipConfig, windows: int | SlidingClips, description: EncoderDescription
 ) -> dict[str, Any]:
-    """The values that the configs of the two systems need, in frames of the video, or of `clip.fps`.
+    """The values that the configs of the two systems need, in frames of the source, or of `clip.fps`.
 
     Raises:
         ValueError: windows do not slide, the steps are not a whole number of frames, or slices do not have
@@ -148,7 +148,7 @@ def _database(
         sample = index.sample(position)
         if sample.key in skipped:
             continue
-        rate = fps or sample.frames / sample.duration_s
+        rate = fps or sample.source_fps
         database[names[sample.key]] = {
             "subset": config.subset,
             "duration": sample.duration_s,

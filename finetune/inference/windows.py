@@ -139,7 +139,7 @@ def advise(index: ShardIndex, clip: ClipConfig, windows: WindowConfig) -> None:
             log.info("a clip of the model is a whole video, so each video has one window")
         return
     duration_s = np.asarray(index.column("duration_s"))
-    fps_R = index.column("frames") / duration_s
+    fps_R = index.column("frames") * index.column("frame_step") / duration_s  # of the sources
     length_R = np.full(len(index), clip.frames / clip.fps) if clip.fps else clip.frames * clip.stride / fps_R
     fps, length_s = float(np.median(fps_R)), float(np.median(length_R))
     rate = f"{clip.fps:g} per second" if clip.fps else f"stride {clip.stride}"

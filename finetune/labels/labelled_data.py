@@ -1,7 +1,7 @@
 """Open the labelled data sets of a fine-tuning run with the samples of its task."""
 
 from kinemae.data_tools.index import ShardIndex, open_index
-from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.data_tools.stream.frame_sampling import ClipConfig, check_stride
 from kinemae.finetune.config import FinetuneData
 from kinemae.finetune.labels.segments import segments_as_samples
 from kinemae.finetune.tasks.base import Task
@@ -19,12 +19,13 @@ def open_labelled(
 
     Raises:
         DataError: the folder is no data set, its segments are invalid, or the task cannot use it.
-        ValueError: the task does not support these clips.
+        ValueError: the task, or the stored videos, do not support these clips.
         StorageUnavailable: the storage did not respond for data.outage_s.
     """
     folder = getattr(data, name)
     opened = open_index(folder, cache=data.cache, check_shards=check_shards, outage_s=data.outage_s)
     index = data.selected(name, opened)
+    check_stride(index, clip)
     key = f"data.{name}={folder}"
     if data.segments is not None:
         index = segments_as_samples(index, data.segments, key=key)

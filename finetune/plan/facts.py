@@ -145,7 +145,7 @@ def gather_facts(train: ShardIndex, *, seed: int, **others: Any) -> Facts:
     motions = _motions(train, seed)
     samples = [train.sample(position) for position in _drawn(len(train), MEASURED_SAMPLES, seed)]
     seconds_R = np.array([_seconds(sample) for sample in samples])
-    fps_R = np.array([sample.frames / max(sample.duration_s, 1e-6) for sample in samples])
+    fps_R = np.array([sample.source_fps for sample in samples])
     return Facts(
         videos=len(train),
         groups=len(groups),

@@ -10,7 +10,7 @@ from torch import Tensor
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import Sample, ShardIndex
-from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.data_tools.stream.frame_sampling import ClipConfig, frames_between
 from kinemae.finetune.labels.segments import SEGMENT_COLUMN, iterate_events, read_segments
 from kinemae.finetune.labels.target_flips import TargetFlip
 from kinemae.finetune.metrics.classification import is_in_top
@@ -81,7 +81,7 @@ class Anticipation(Task):
     def _window_s(self, sample: Sample, start_s: float, clip: ClipConfig) -> tuple[float, float] | None:
         """Return the time window of a clip before an event, on frame borders; None if it begins before 0."""
         fps = sample.frames / sample.duration_s
-        frames = None if clip.sampling == "uniform" else clip.frames * clip.stride
+        frames = None if clip.sampling == "uniform" else round(clip.frames * frames_between(sample, clip))
         if clip.fps is not None:
             frames = max(1, round(clip.frames * fps / clip.fps))
         if self.observed_s is not None:

@@ -52,13 +52,18 @@ def measure_clips(
 
 
 def correlations_by_stride(index: ShardIndex, positions: Sequence[int]) -> dict[int, float]:
-    """Correlation of each pixel with the same pixel some frames later, the mean over videos, by stride."""
-    clip = ClipConfig(frames=STRIDES[-1] + 1, stride=1, size=64)
+    """Correlation of each pixel with the same pixel some frames later, the mean over videos, by stride.
+
+    The smallest stride is the distance of the stored frames.
+    """
+    step = int(index.column("frame_step").max())
+    clip = ClipConfig(frames=STRIDES[-1] + 1, stride=step, size=64)
     found = [
         [_correlation(luma_THW.double(), stride, dim=0) for stride in STRIDES]
         for _, luma_THW in read_luma(index, positions, clip, what="measure motion")
     ]
-    return dict(zip(STRIDES, torch.tensor(found).mean(dim=0).tolist(), strict=True)) if found else {}
+    strides = [step * stride for stride in STRIDES]
+    return dict(zip(strides, torch.tensor(found).mean(dim=0).tolist(), strict=True)) if found else {}
 
 
 def statistics_of(luma_THW: Tensor, patch: Patch) -> list[float]:

@@ -19,7 +19,7 @@ class Facts:
     """A data set and the machine that trains on it.
 
     Attributes:
-        frames_R, seconds_R, width_R, height_R: of each video.
+        frames_R, seconds_R, width_R, height_R: of each video, with the frames of its source.
         groups: number of groups; 0 if the index has none.
         classes: names of the classes.
         exact_duplicates: fraction of the videos that repeat another one byte for byte.
@@ -106,7 +106,7 @@ def index_columns(index: ShardIndex) -> dict[str, Any]:
     known = [origin for origin in origins if origin[0]]
     copies = len(known) - len(set(known))
     return {
-        "frames_R": index.column("frames"),
+        "frames_R": index.column("frames") * index.column("frame_step"),
         "seconds_R": index.column("duration_s"),
         "width_R": index.column("width"),
         "height_R": index.column("height"),

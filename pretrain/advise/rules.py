@@ -58,7 +58,7 @@ def _fitting_stride(facts: Facts, given: Settings) -> int:
         for stride, correlation in facts.by_stride.items()
         if (frames - 1) * stride + 1 <= median and correlation >= MIN_CORRELATION
     ]
-    return max(fitting, default=1)
+    return max(fitting, default=min(facts.by_stride, default=1))
 
 
 def _has_mixed_rates(facts: Facts) -> bool:

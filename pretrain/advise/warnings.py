@@ -198,7 +198,7 @@ WARNINGS = (
         applies=lambda case: case.budget.data_wait > _WAIT,
         text=lambda case: (
             f"the measured steps waited for videos in {100 * case.budget.data_wait:.0f} % of the time; fix: "
-            "shard smaller videos, `kinemae data shard SOURCE OUT 'layout={name: stride_aligned, args: "
+            "shard smaller videos, `kinemae data shard SOURCE OUT 'layout={name: h264, args: "
             f"{{short_side: {_stored_side(case)}}}}}'`, or more data.num_workers or data.views_per_video"
         ),
     ),

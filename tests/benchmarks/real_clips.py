@@ -141,7 +141,7 @@ def prepare(videos: Path, work: Path, parts: Mapping[str, Part], *, has_groups: 
                     held_out = is_held_out(path, number, len(paths))
                     group = group_of(path) if has_groups else ""
                     table.writerow([path.resolve(), label, group, "validation" if held_out else "train"])
-        layout = "layout={name: stride_aligned, args: {short_side: 80}}"
+        layout = "layout={name: h264, args: {short_side: 80}}"
         kinemae("data", "shard", work / f"{name}.csv", work / name, layout)
 
 

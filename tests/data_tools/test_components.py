@@ -73,6 +73,4 @@ def test_a_component_without_arguments_rejects_any():
 
 def test_an_argument_name_of_another_project_gets_a_suggestion():
     with pytest.raises(ValueError, match=r"has no argument 'size'; did you mean 'short_side'\?"):
-        build_component(
-            "kinemae.data_tools.layouts", Component(name="stride_aligned", args={"size": 64}), Layout
-        )
+        build_component("kinemae.data_tools.layouts", Component(name="h264", args={"size": 64}), Layout)

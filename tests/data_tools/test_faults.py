@@ -27,7 +27,7 @@ from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.training_clips import TrainingClips
 
-LAYOUTS = ("copy", "stride_aligned")
+LAYOUTS = ("copy", "h264")
 GOOD = "tail broken_off one_frame one_pixel odd alpha cover two_streams ten_hours joined".split()  # noqa: SIM905
 BAD = {
     "empty": "FFmpeg cannot read it",

@@ -30,16 +30,20 @@ def table(folder: Path, name: str, *lines: str) -> Path:
     return path
 
 
-def test_stride_aligned_is_the_default(films: Path, tmp_path: Path):
+def test_h264_is_the_default(films: Path, tmp_path: Path):
     assert shard(films, tmp_path / "out") == 0
     index = open_index(tmp_path / "out" / "train")
-    assert set(index.column("reference_stride").tolist()) == {4}
+    assert set(index.column("reference_stride").tolist()) == {2}
+    assert set(index.column("frame_step").tolist()) == {2}  # 25 fps
     layout = json.loads((tmp_path / "out" / "train" / "dataset.json").read_text())["made_by"]["config"][
         "layout"
     ]
     assert layout == {
-        "name": "stride_aligned",
-        "args": {"stride": 4, "short_side": 256, "fps": None, "crf": 23, "preset": "veryfast", "gop": None},
+        "name": "h264",
+        "args": {
+            **{"every": None, "short_side": 256, "fps": None, "crf": 23},
+            **{"preset": "veryfast", "gop": 32, "b_frames": 1},
+        },
     }
 
 
@@ -113,7 +117,7 @@ def test_segments_have_their_own_keys_and_start_times(films: Path, tmp_path: Pat
     [
         (["layout={name: clips, args: {frames: 5, stride: 2}}"], 20, "h264"),
         (["layout={name: jpegs, args: {short_side: 24}}"], 4, "mjpeg"),
-        (["layout={name: stride_aligned, args: {stride: 2, fps: 12.5}}"], 4, "h264"),
+        (["layout={name: h264, args: {b_frames: 0, fps: 12.5}}"], 4, "h264"),
     ],
 )
 def test_every_layout_works_in_the_command(

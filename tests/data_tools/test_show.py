@@ -52,13 +52,12 @@ def test_show_prints_layout_groups_and_extra_columns(tmp_path: Path, capsys: pyt
     ]  # fmt: skip
     (tmp_path / "shard-000000.tar").touch()
     shards = [Shard(name="shard-000000.tar", samples=3, bytes=0, sha256="")]
-    made_by = {"config": {"layout": {"name": "stride_aligned"}}}
+    made_by = {"config": {"layout": {"name": "h264"}}}
     write_index(tmp_path, rows, shards, [], made_by, extra={"camera": ["x", "y", "z"]})
     assert run_program(PROGRAM, ["show", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert (
-        "layout       stride_aligned; every 2nd frame decodes alone in 2; every 3rd frame decodes alone in 1"
-        in lines
+        "layout       h264; every 2nd frame decodes alone in 2; every 3rd frame decodes alone in 1" in lines
     )
     assert "frame rate   10.00 to 30.00 fps, median 15.00 fps" in lines
     assert "groups       2" in lines and "columns      camera" in lines

@@ -76,7 +76,7 @@ class TestContract:
         self, name: str, collection: Collection, tmp_path: Path
     ):
         listing = built(name, collection).list_videos(collection.root)
-        layout = "stride_aligned" if listing.videos[0].frames else "copy"
+        layout = "h264" if listing.videos[0].frames else "copy"
         source = json.dumps({"name": name, "args": collection.args})
         options = [f"source={source}", f"layout.name={layout}", "validation_fraction=0", "workers=1"]
         out = tmp_path / "out"

@@ -9,8 +9,8 @@ import pytest
 from kinemae.data_tools.encoding.frame_rate import measure, nominal_rate
 from kinemae.data_tools.layouts.base import Job, Layout
 from kinemae.data_tools.layouts.clips import Clips
+from kinemae.data_tools.layouts.h264 import H264
 from kinemae.data_tools.layouts.jpegs import Jpegs
-from kinemae.data_tools.layouts.stride_aligned import StrideAligned
 from kinemae.data_tools.manifest.videos import SourceVideo
 from tests.sharding import MATROSKA, encoded, numbered, numbers_in
 
@@ -56,14 +56,14 @@ VARYING = {
 def test_a_variable_rate_loses_no_frame_and_repeats_only_pauses(name: str, tmp_path: Path):
     ticks, frames, repeated, rate = VARYING[name]
     video = encoded(numbered(range(len(ticks))), ticks=ticks, kind=MATROSKA)
-    numbers, notes = stored(video, tmp_path, StrideAligned(crf=10))
+    numbers, notes = stored(video, tmp_path, H264(every=1, crf=10))
     assert sorted(set(numbers)) == list(range(len(ticks)))
     assert numbers == sorted(numbers)
     assert len(numbers) == pytest.approx(frames, abs=2)
     assert len(numbers) - len(ticks) == pytest.approx(repeated, abs=2)
     if repeated:
         [note] = notes
-        assert note.startswith(f"variable frame rate, stored at {rate} fps: 0 of {len(ticks)} frames lost")
+        assert note.startswith(f"variable frame rate, resampled to {rate} fps: 0 of {len(ticks)} frames lost")
     # Each frame is on screen within one frame of the middle of its time.
     for slot, number in enumerate(numbers):
         middle_s = (slot + 0.5) / rate
@@ -71,19 +71,19 @@ def test_a_variable_rate_loses_no_frame_and_repeats_only_pauses(name: str, tmp_p
         assert number == len(ticks) - 1 or middle_s <= ticks[number + 1] / 1000 + 1 / rate + 2e-3
 
 
-@pytest.mark.parametrize("layout", [StrideAligned(crf=10), Jpegs()])
+@pytest.mark.parametrize("layout", [H264(every=1, crf=10), Jpegs()])
 @pytest.mark.skipif(not CASES.is_dir(), reason=f"no cases at {CASES}")
 def test_a_phone_video_keeps_all_its_frames(layout: Layout, tmp_path: Path):
     numbers, notes = stored(CASES / "phone_vfr" / "flat.mp4", tmp_path, layout)
     assert sorted(set(numbers)) == list(range(100))
-    assert notes == ["variable frame rate, stored at 29.97 fps: 0 of 100 frames lost, 225 repeated"]
+    assert notes == ["variable frame rate, resampled to 29.97 fps: 0 of 100 frames lost, 225 repeated"]
 
 
 def test_clips_are_taken_at_the_usual_rate(tmp_path: Path):
     ticks = [40 * n for n in range(40) if not 10 <= n < 20]
     video = encoded(numbered(range(30)), ticks=ticks, kind=MATROSKA)
     numbers, notes = stored(video, tmp_path, Clips(frames=10, stride=4, crf=10))
-    assert notes == ["variable frame rate, stored at 6.25 fps"]
+    assert notes == ["variable frame rate, resampled to 6.25 fps"]
     times = [ticks[number] / 40 for number in numbers]
     assert all(time <= 4 * slot + 2 for slot, time in enumerate(times))
     assert numbers[:3] == [2, 6, 9] and numbers[5:] == [12, 16, 20, 24, 28]
@@ -125,11 +125,11 @@ def test_stamps_that_are_wrong_by_a_frame_have_no_effect(tmp_path: Path):
     ticks = [40 * n + 40 * (10 <= n < 20) - 20 * (n == 20) for n in range(30)]
     ticks[20] = ticks[19] + 20
     video = encoded(numbered(range(30)), ticks=ticks, kind=MATROSKA)
-    assert stored(video, tmp_path, StrideAligned(crf=10)) == (list(range(30)), [])
+    assert stored(video, tmp_path, H264(every=1, crf=10)) == (list(range(30)), [])
     path = tmp_path / "part.mkv"
     path.write_bytes(video)
     part = SourceVideo(path=path, name="part", start_s=0.2, end_s=0.6)
-    [sample] = StrideAligned(crf=10).encode(Job(video=part, key="key", folder=tmp_path))
+    [sample] = H264(every=1, crf=10).encode(Job(video=part, key="key", folder=tmp_path))
     assert sample.file is not None and numbers_in(sample.file) == list(range(5, 14))
 
 

@@ -13,8 +13,8 @@ from av.video.frame import VideoFrame
 
 from kinemae.data_tools.encoding.deinterlace import deinterlaced
 from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout
+from kinemae.data_tools.layouts.h264 import H264
 from kinemae.data_tools.layouts.jpegs import Jpegs
-from kinemae.data_tools.layouts.stride_aligned import StrideAligned
 from kinemae.data_tools.manifest.videos import SourceVideo
 from tests.filming import turned
 from tests.sharding import encoded, number_of, numbered, numbers_in
@@ -74,7 +74,7 @@ def test_interlaced_video_is_deinterlaced_frame_by_frame(tmp_path: Path):
     video = h264(with_fields(20), "tff=1", INTERLACED)
     assert all(frame.interlaced_frame for frame in frames_of(video))
     (tmp_path / "in.mp4").write_bytes(video)
-    for layout in (StrideAligned(crf=8), Jpegs(quality=2)):
+    for layout in (H264(every=1, crf=8), Jpegs(quality=2)):
         stored, notes = encode(video, tmp_path, layout)
         assert notes == [NOTE]
         assert stored.file is not None and numbers_in(stored.file) == list(range(20))
@@ -85,7 +85,7 @@ def test_interlaced_video_is_deinterlaced_frame_by_frame(tmp_path: Path):
 @needs_cases
 @pytest.mark.parametrize("name", ["tff.mp4", "mpeg2.mpg"])
 def test_interlaced_files_keep_their_frames(name: str, tmp_path: Path):
-    stored, notes = encode(CASES / "interlaced" / name, tmp_path, StrideAligned(crf=8))
+    stored, notes = encode(CASES / "interlaced" / name, tmp_path, H264(every=1, crf=8))
     assert notes == [NOTE]
     assert stored.file is not None
     assert numbers_in(stored.file) == numbers_in(CASES / "interlaced" / name) == list(range(60))
@@ -94,7 +94,7 @@ def test_interlaced_files_keep_their_frames(name: str, tmp_path: Path):
 def test_a_segment_of_an_interlaced_video_has_its_frames(tmp_path: Path):
     (tmp_path / "a.mp4").write_bytes(h264(with_fields(20), "tff=1", INTERLACED))
     video = SourceVideo(path=tmp_path / "a.mp4", name="a", start_s=0.2, end_s=0.4)
-    [stored] = StrideAligned(crf=8).encode(Job(video=video, key="key", folder=tmp_path))
+    [stored] = H264(every=1, crf=8).encode(Job(video=video, key="key", folder=tmp_path))
     assert stored.file is not None and numbers_in(stored.file) == [5, 6, 7, 8, 9]
 
 
@@ -115,7 +115,7 @@ def test_progressive_frames_among_interlaced_ones_pass_unchanged():
 
 
 @needs_cases
-@pytest.mark.parametrize("layout", [StrideAligned(crf=8), Jpegs()])
+@pytest.mark.parametrize("layout", [H264(every=1, crf=8), Jpegs()])
 def test_pixels_become_square(layout: Layout, tmp_path: Path):
     stored, notes = encode(CASES / "anamorphic" / "pal16x9.mp4", tmp_path, layout)
     assert (stored.info.width, stored.info.height) == (136, 64)  # 96 * 64 / 45
@@ -138,19 +138,19 @@ def test_the_short_side_is_that_of_square_pixels(
     aspect: str, short_side: int, size: tuple[int, int], tmp_path: Path
 ):
     video = h264(numbered(range(3)), f"sar={aspect}")
-    stored, notes = encode(video, tmp_path, StrideAligned(short_side=short_side))
+    stored, notes = encode(video, tmp_path, H264(every=1, short_side=short_side))
     assert (stored.info.width, stored.info.height) == size
     assert notes == ([f"pixels of {aspect} were made square"] if aspect in ("64/45", "8/9", "1/2") else [])
 
 
 def test_a_rotated_video_is_stretched_before_the_rotation(tmp_path: Path):
     video = turned(h264(numbered(range(3)), "sar=2"), 90, mirrored=False)
-    stored, _ = encode(video, tmp_path, StrideAligned(crf=8))
+    stored, _ = encode(video, tmp_path, H264(every=1, crf=8))
     assert (stored.info.width, stored.info.height) == (64, 192)
 
 
 def test_a_plain_video_gets_no_note(tmp_path: Path):
-    assert encode(encoded(numbered(range(5))), tmp_path, StrideAligned())[1] == []
+    assert encode(encoded(numbered(range(5))), tmp_path, H264(every=1))[1] == []
 
 
 def changing(*sizes: tuple[int, int]) -> bytes:
@@ -179,7 +179,7 @@ def changing(*sizes: tuple[int, int]) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("layout", [StrideAligned(crf=8), Jpegs(quality=2)])
+@pytest.mark.parametrize("layout", [H264(every=1, crf=8), Jpegs(quality=2)])
 def test_a_size_that_changes_keeps_the_aspect_ratio(layout: Layout, tmp_path: Path):
     stored, notes = encode(changing((64, 96), (128, 192), (128, 96)), tmp_path, layout)
     assert (stored.info.width, stored.info.height, stored.info.frames) == (96, 64, 30)
@@ -198,7 +198,7 @@ def test_a_size_that_changes_keeps_the_aspect_ratio(layout: Layout, tmp_path: Pa
 
 @needs_cases
 def test_a_rotated_phone_video_keeps_its_aspect(tmp_path: Path):
-    stored, notes = encode(CASES / "size_changes" / "turned.webm", tmp_path, StrideAligned(crf=8))
+    stored, notes = encode(CASES / "size_changes" / "turned.webm", tmp_path, H264(every=1, crf=8))
     assert (stored.info.width, stored.info.height, stored.info.frames) == (96, 64, 120)
     assert len(notes) == 2
     assert stored.file is not None

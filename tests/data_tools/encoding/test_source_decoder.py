@@ -10,8 +10,8 @@ import pytest
 
 from kinemae.data_tools.layouts.base import Job, Layout
 from kinemae.data_tools.layouts.copy import Copy
+from kinemae.data_tools.layouts.h264 import H264
 from kinemae.data_tools.layouts.jpegs import Jpegs
-from kinemae.data_tools.layouts.stride_aligned import StrideAligned
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.stream.decode import decode_at
 from tests.sharding import number_of, numbered, numbers_in
@@ -58,7 +58,7 @@ def stored(video: SourceVideo, folder: Path, layout: Layout) -> tuple[list[int],
     return [number_of(luma) for luma in shown.float().mean(dim=1).numpy()], job.notes
 
 
-@pytest.mark.parametrize("layout", [StrideAligned(crf=10), Jpegs(quality=2)])
+@pytest.mark.parametrize("layout", [H264(every=1, crf=10), Jpegs(quality=2)])
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
 def test_a_segment_counts_from_the_first_frame(container: str, layout: Layout, tmp_path: Path):
     """Times are not relative to the container's start, which the sound sets here."""
@@ -71,7 +71,7 @@ def test_a_segment_counts_from_the_first_frame(container: str, layout: Layout, t
     assert stored(part, tmp_path / "out", layout)[0] == list(range(5, 15))
 
 
-@pytest.mark.parametrize("layout", [StrideAligned(crf=10), Jpegs(quality=2), Copy()])
+@pytest.mark.parametrize("layout", [H264(every=1, crf=10), Jpegs(quality=2), Copy()])
 @pytest.mark.parametrize("bframes", ["0", "2"])
 @pytest.mark.parametrize(
     "container, movflags",

@@ -14,8 +14,8 @@ import torch
 from kinemae.data_tools.layouts.base import EncodedSample, Job
 from kinemae.data_tools.layouts.clips import Clips
 from kinemae.data_tools.layouts.copy import Copy
+from kinemae.data_tools.layouts.h264 import H264
 from kinemae.data_tools.layouts.jpegs import Jpegs
-from kinemae.data_tools.layouts.stride_aligned import StrideAligned
 from kinemae.data_tools.manifest.videos import SourceVideo, is_video
 from kinemae.data_tools.stream.decode import decode_at, probe
 from kinemae.data_tools.stream.geometry import rotation
@@ -94,7 +94,7 @@ def stored(samples: list[EncodedSample]) -> list[int]:
 
 def assert_all_layouts_store(path: Path, source: list[int], folder: Path) -> None:
     """Each layout stores the frames of a constant rate once and in order; the index is right."""
-    for layout in (StrideAligned(crf=10), Jpegs(quality=2)):
+    for layout in (H264(every=1, crf=10), Jpegs(quality=2)):
         samples, _ = encode(path, folder / "out", layout)
         assert stored(samples) == source, layout
         assert samples[0].info.frames == len(source)
@@ -130,7 +130,7 @@ def test_every_layout_stores_the_frames_of_unusual_files(name: str, tmp_path: Pa
     if not is_variable:
         assert_all_layouts_store(path, source, tmp_path)
         return
-    for layout in (StrideAligned(crf=10), Jpegs(quality=2)):
+    for layout in (H264(every=1, crf=10), Jpegs(quality=2)):
         numbers = stored(encode(path, tmp_path / "out", layout)[0])
         assert sorted(set(numbers)) == source
         assert numbers == sorted(numbers)
@@ -139,7 +139,7 @@ def test_every_layout_stores_the_frames_of_unusual_files(name: str, tmp_path: Pa
 @pytest.mark.parametrize("name", sorted(path.name for path in SHIPPED.iterdir()))
 def test_every_layout_stores_the_frames_of_the_files_that_ship(name: str, tmp_path: Path):
     source = shipped_numbers(SHIPPED / name)
-    for layout in (StrideAligned(crf=4), Jpegs(quality=2), Copy()):
+    for layout in (H264(every=1, crf=4), Jpegs(quality=2), Copy()):
         [sample], notes = encode(SHIPPED / name, tmp_path / "out", layout)
         numbers = shipped_numbers(sample.file or SHIPPED / name)
         assert sample.info.frames == len(numbers)
@@ -164,7 +164,7 @@ def test_every_layout_stores_ucf101_and_spatial_video(folder: str, frames: dict[
         path = next(path for path in paths if path.name.startswith(name))
         shown = small_lumas(path)
         assert len(shown) == count
-        for layout in (StrideAligned(crf=8, short_side=64), Jpegs(short_side=64), Copy()):
+        for layout in (H264(every=1, crf=8, short_side=64), Jpegs(short_side=64), Copy()):
             [sample], notes = encode(path, tmp_path / "out", layout)
             assert (sample.info.frames, notes) == (count, [])
             if sample.file is not None:

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 
 from kinemae.data_tools.encoding.convert import jpeg_planes
 from kinemae.data_tools.layouts.base import EncodedSample, Job
+from kinemae.data_tools.layouts.h264 import H264
 from kinemae.data_tools.layouts.jpegs import Jpegs
-from kinemae.data_tools.layouts.stride_aligned import StrideAligned
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import decode_at, probe
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> SourceVideo:
     return SourceVideo(path=tmp_path, name="folder", frames=tuple(names), fps=5.0)
 
 
-def encode(video: SourceVideo, layout: Jpegs | StrideAligned) -> EncodedSample:
+def encode(video: SourceVideo, layout: Jpegs | H264) -> EncodedSample:
     out = video.path.parent / "out"
     out.mkdir(exist_ok=True)
     [sample] = layout.encode(Job(video=video, key="key", folder=out))
@@ -78,7 +78,7 @@ def test_images_are_encoded_again_if_size_rate_or_format_changes(
 
 
 def test_a_folder_of_images_becomes_a_video(folder: SourceVideo):
-    sample = encode(folder, StrideAligned(crf=10))
+    sample = encode(folder, H264(every=1, crf=10))
     assert (sample.info.frames, sample.info.duration_s, sample.info.codec) == (9, 9 / 5, "h264")
     assert sample.file is not None
     stored = decode_at(sample.file.read_bytes(), [(number + 0.5) / 5 for number in range(9)]).float()
@@ -86,10 +86,10 @@ def test_a_folder_of_images_becomes_a_video(folder: SourceVideo):
     assert np.abs(stored.numpy() - wanted).mean() < 3
 
 
-@pytest.mark.parametrize("layout", [Jpegs(quality=2), StrideAligned(crf=8)])
+@pytest.mark.parametrize("layout", [Jpegs(quality=2), H264(every=1, crf=8)])
 @pytest.mark.parametrize("orientations", [(6,) * 4, (1, 6, 1, 8), (3, 2, 4, 1)])
 def test_images_are_rotated_by_their_exif_orientation(
-    layout: Jpegs | StrideAligned, orientations: tuple[int, ...], tmp_path: Path
+    layout: Jpegs | H264, orientations: tuple[int, ...], tmp_path: Path
 ):
     names, upright = [], []
     for number, (picture, orientation) in enumerate(zip(moving(4), orientations, strict=True)):
@@ -190,9 +190,9 @@ def rgb_of(video: bytes) -> torch.Tensor:
         (jpeg(moving(1, 32, 64)[0]), "image frame4.jpg has 64x32 pixels, frame0.jpg has 64x48"),
     ],
 )
-@pytest.mark.parametrize("layout", [Jpegs(), StrideAligned()])
+@pytest.mark.parametrize("layout", [Jpegs(), H264(every=1)])
 def test_an_unreadable_image_raises_bad_video(
-    folder: SourceVideo, layout: Jpegs | StrideAligned, content: bytes | None, message: str
+    folder: SourceVideo, layout: Jpegs | H264, content: bytes | None, message: str
 ):
     (folder.path / "frame4.jpg").unlink()
     if content is not None:
@@ -221,7 +221,7 @@ def test_encoding_is_the_same_through_the_file_or_its_bytes(tmp_path: Path):
     member = SourceVideo(path=tmp_path / "in" / "a.tar", name="a", member=(6, len(content)))
     made = []
     for video in (member, SourceVideo(path=tmp_path / "in" / "a.mp4", name="a")):
-        sample = encode(video, StrideAligned())
+        sample = encode(video, H264(every=1))
         assert sample.file is not None
         made.append(sample.file.read_bytes())
     assert made[0] == made[1]

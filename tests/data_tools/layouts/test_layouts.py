@@ -23,6 +23,11 @@ def build(name: str, **arguments: object) -> Layout:
     return build_component("kinemae.data_tools.layouts", Component(name=name, args=arguments), Layout)
 
 
+def build_full_rate(name: str) -> Layout:
+    """A layout that stores every frame of 25 fps."""
+    return build(name, **({"every": 1} if name == "h264" else {}))
+
+
 def encode(layout: Layout, video: SourceVideo, folder: Path, **options: object) -> list[EncodedSample]:
     folder.mkdir(exist_ok=True)
     return list(layout.encode(Job(video=video, key="key", folder=folder, **options)))  # type: ignore[arg-type]
@@ -92,7 +97,7 @@ class TestContract:
 @pytest.mark.parametrize("name", CUTTING)
 def test_start_s_and_end_s_select_a_part(name: str, clip: SourceVideo, tmp_path: Path):
     part = SourceVideo(path=clip.path, name="part", start_s=1.0, end_s=2.0)
-    [sample] = encode(build(name), part, tmp_path)
+    [sample] = encode(build_full_rate(name), part, tmp_path)
     assert (sample.info.frames, sample.start_s) == (25, 1.0)
     stored = decode_at(content(sample, part), [0.02, 0.98]).float().mean(dim=(1, 2, 3))
     wanted = decode_at(clip.path.read_bytes(), [1.02, 1.98]).float().mean(dim=(1, 2, 3))
@@ -103,18 +108,18 @@ def test_start_s_and_end_s_select_a_part(name: str, clip: SourceVideo, tmp_path:
 def test_a_part_beyond_the_end_raises_bad_video(name: str, clip: SourceVideo, tmp_path: Path):
     part = SourceVideo(path=clip.path, name="part", start_s=9.0, end_s=11.0)
     with pytest.raises(BadVideo, match="it has no frame from second 9 to 11"):
-        encode(build(name), part, tmp_path)
+        encode(build_full_rate(name), part, tmp_path)
 
 
 @pytest.mark.parametrize("name", CUTTING)
 def test_segments_have_the_configured_length_and_cover_the_video(
     name: str, clip: SourceVideo, tmp_path: Path
 ):
-    samples = encode(build(name), clip, tmp_path, segment_rules=SegmentRules(segment_s=0.8))
+    samples = encode(build_full_rate(name), clip, tmp_path, segment_rules=SegmentRules(segment_s=0.8))
     assert [sample.key for sample in samples] == ["key-0000", "key-0001", "key-0002", "key-0003"]
     assert [sample.info.frames for sample in samples] == [20, 20, 20, 15]
     assert [sample.start_s for sample in samples] == pytest.approx([0, 0.8, 1.6, 2.4])
-    [long, longer] = encode(build(name), clip, tmp_path, segment_rules=SegmentRules(segment_s=1.3))
+    [long, longer] = encode(build_full_rate(name), clip, tmp_path, segment_rules=SegmentRules(segment_s=1.3))
     assert (long.info.frames, longer.info.frames) == (32, 43)  # 10 frames alone would be less than half
 
 
@@ -126,14 +131,16 @@ def test_scene_cuts_follow_the_content(name: str, tmp_path: Path):
     path = tmp_path / "scenes.mp4"
     path.write_bytes(encoded(pictures))
     samples = encode(
-        build(name),
+        build_full_rate(name),
         SourceVideo(path=path, name="s"),
         tmp_path / "out",
         segment_rules=SegmentRules(scene_cuts=True),
     )
     assert [sample.info.frames for sample in samples] == [30, 50]  # the last scene is shorter than a second
     both = SegmentRules(segment_s=0.6, scene_cuts=True)
-    samples = encode(build(name), SourceVideo(path=path, name="s"), tmp_path / "out", segment_rules=both)
+    samples = encode(
+        build_full_rate(name), SourceVideo(path=path, name="s"), tmp_path / "out", segment_rules=both
+    )
     assert [sample.info.frames for sample in samples] == [15, 15, 15, 15, 10, 10]
 
 
@@ -146,7 +153,7 @@ def test_scene_cuts_follow_the_content(name: str, tmp_path: Path):
             SegmentRules(segment_s=1),
             "layout.name=copy: expected no segment_s and scene_cuts, .*; fix: set layout.name",
         ),
-        ("copy", {}, SegmentRules(scene_cuts=True), "stride_aligned, clips or jpegs"),
+        ("copy", {}, SegmentRules(scene_cuts=True), "h264, clips or jpegs"),
         (
             "copy",
             {"start_s": 1.0},
@@ -157,7 +164,7 @@ def test_scene_cuts_follow_the_content(name: str, tmp_path: Path):
             "copy",
             {"end_s": 1.0},
             SegmentRules(),
-            "expected whole files, .*; fix: set layout.name to stride_aligned",
+            "expected whole files, .*; fix: set layout.name to h264",
         ),
         (
             "copy",
@@ -188,27 +195,28 @@ def test_supported_videos_pass_the_check(name: str):
 @pytest.mark.parametrize(
     "name, arguments, message",
     [
-        ("stride_aligned", {"stride": 0}, r"layout.args.stride must lie in \[1, 17\], got 0"),
-        ("stride_aligned", {"stride": 18}, r"layout.args.stride must lie in \[1, 17\]"),
-        ("stride_aligned", {"gop": 30}, "layout.args.gop must be a multiple of stride=4, got 30"),
-        ("stride_aligned", {"gop": 0}, "layout.args.gop must be a multiple of stride=4, got 0"),
-        ("stride_aligned", {"gop": "x"}, "layout.args.gop must be a multiple of stride=4, got 'x'"),
-        ("stride_aligned", {"short_side": 1}, "layout.args.short_side must be a whole number from 2 on"),
-        ("stride_aligned", {"fps": 0}, r"layout.args.fps must lie in \[0.001, 1000\], or be null, got 0"),
-        ("stride_aligned", {"fps": "x"}, r"layout.args.fps must lie in \[0.001, 1000\], or be null, got 'x'"),
-        ("stride_aligned", {"crf": 52}, r"layout.args.crf must lie in \[0, 51\], got 52"),
+        ("h264", {"every": 0}, r"layout.args.every must lie in \[1, 4\], or be null, got 0"),
+        ("h264", {"every": 5}, r"layout.args.every must lie in \[1, 4\], or be null, got 5"),
+        ("h264", {"b_frames": 17}, r"layout.args.b_frames must lie in \[0, 16\], got 17"),
+        ("h264", {"gop": 15}, "layout.args.gop must be a multiple of b_frames \\+ 1 = 2, got 15"),
+        ("h264", {"gop": 0}, "layout.args.gop must be a multiple of b_frames \\+ 1 = 2, got 0"),
+        ("h264", {"gop": "x"}, "gop"),
+        ("h264", {"short_side": 1}, "layout.args.short_side must be a whole number from 2 on"),
+        ("h264", {"fps": 0}, r"layout.args.fps must lie in \[0.001, 1000\], or be null, got 0"),
+        ("h264", {"fps": "x"}, r"layout.args.fps must lie in \[0.001, 1000\], or be null, got 'x'"),
+        ("h264", {"crf": 52}, r"layout.args.crf must lie in \[0, 51\], got 52"),
         (
-            "stride_aligned",
+            "h264",
             {"preset": "quick"},
             "layout.args.preset must be one of ultrafast, .*, got 'quick'",
         ),
-        ("stride_aligned", {"strid": 4}, "did you mean 'stride'"),
+        ("h264", {"evry": 4}, "did you mean 'every'"),
         ("clips", {"frames": 0}, "layout.args.frames must be at least 1"),
         ("clips", {"stride": 0}, "layout.args.stride must be at least 1"),
         ("clips", {"clips": 0}, "layout.args.clips must be at least 1, or null, got 0"),
         ("jpegs", {"quality": 1}, r"layout.args.quality must lie in \[2, 31\], got 1"),
         ("jpegs", {"short_side": 3.5}, "layout.args.short_side must be a whole number from 2 on, or null"),
-        ("stride_alined", {}, "no layout named 'stride_alined'; did you mean 'stride_aligned'"),
+        ("h265", {}, "no layout named 'h265'; did you mean 'h264'"),
     ],
 )
 def test_a_wrong_argument_names_the_fix(name: str, arguments: dict[str, object], message: str):
@@ -236,7 +244,7 @@ def test_a_truncated_video_is_noted(name: str, tmp_path: Path):
     path = tmp_path / "tail.mp4"
     path.write_bytes(cut_after(encoded(moving(50), is_index_first=True), 40))
     job = Job(video=SourceVideo(path=path, name=path.name), key="key", folder=tmp_path)
-    samples = list(build(name).encode(job))
+    samples = list(build_full_rate(name).encode(job))
     assert job.notes == ["40 of 50 frames"]
     # The last displayed frame is decoded before the previous one, which is cut off.
     stored = {"copy": 40, "clips": 10}.get(name, 41)

@@ -10,7 +10,7 @@ import pytest
 
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout
-from kinemae.data_tools.layouts.stride_aligned import StrideAligned
+from kinemae.data_tools.layouts.h264 import H264
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.sharding.transcode import LOG_NAME, transcode
 from tests.sharding import contents, encoded, moving, shard
@@ -79,7 +79,7 @@ class Deadly(Layout):
     def encode(self, job: Job) -> Iterator[EncodedSample]:
         if job.video.name == "b" and self.file.exists():
             os.kill(os.getpid(), signal.SIGKILL)
-        yield from StrideAligned().encode(job)
+        yield from H264(every=1).encode(job)
 
 
 @pytest.mark.processes

@@ -1,4 +1,4 @@
-"""Layout stride_aligned: every S-th frame decodes without the others, to the same bits."""
+"""Layout h264: every S-th frame decodes without the others, to the same bits."""
 
 import io
 from fractions import Fraction
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kinemae.data_tools.layouts.base import EncodedSample, Job
-from kinemae.data_tools.layouts.stride_aligned import StrideAligned
+from kinemae.data_tools.layouts.h264 import H264
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import decode_at, probe
@@ -17,13 +17,11 @@ from tests.filming import FORMATS, SHIPPED
 from tests.sharding import MATROSKA, encoded, moving
 
 
-def encode(
-    video: bytes, folder: Path, *, seed: int = 0, key: str = "key", **arguments: object
-) -> EncodedSample:
+def encode(video: bytes, folder: Path, *, every: int | None = 1, **arguments: object) -> EncodedSample:
     path = folder / "original"
     path.write_bytes(video)
-    job = Job(video=SourceVideo(path=path, name="original"), key=key, folder=folder, seed=seed)
-    [sample] = StrideAligned(**arguments).encode(job)  # type: ignore[arg-type]
+    job = Job(video=SourceVideo(path=path, name="original"), key="key", folder=folder)
+    [sample] = H264(every=every, **arguments).encode(job)  # type: ignore[arg-type]
     return sample
 
 
@@ -53,36 +51,40 @@ def assert_references_stand_alone(sample: EncodedSample) -> None:
     assert len(alone) <= len(promised) + 2 + groups
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("seed", range(4))
-def test_reference_frames_decode_alone_to_the_same_bits(stride: int, seed: int, tmp_path: Path):
-    sample = encode(encoded(moving(77)), tmp_path, stride=stride, seed=seed, gop=16 // stride * stride)
-    assert (sample.reference_stride, sample.info.frames) == (stride, 77)
+@pytest.mark.parametrize("frames", [1, 2, 3, 77])
+@pytest.mark.parametrize("b_frames", [0, 1, 2, 3, 7])
+def test_reference_frames_decode_alone_to_the_same_bits(b_frames: int, frames: int, tmp_path: Path):
+    gop = 16 // (b_frames + 1) * (b_frames + 1)
+    sample = encode(encoded(moving(frames)), tmp_path, b_frames=b_frames, gop=gop)
+    assert (sample.reference_stride, sample.info.frames) == (b_frames + 1, frames)
     assert_references_stand_alone(sample)
 
 
-def test_every_phase_occurs(tmp_path: Path):
-    video = encoded(moving(20))
-    phases = {encode(video, tmp_path, key=f"key{number}").reference_phase for number in range(20)}
-    assert phases == {0, 1, 2, 3}
+@pytest.mark.parametrize(
+    "fps, frames, every",
+    [
+        *((8, 77, 1), (12, 77, 1), (15, 77, 1), (20, 77, 1), (24, 77, 2), (Fraction(30000, 1001), 77, 2)),
+        *((50, 77, 4), (60, 77, 4), (240, 77, 4)),
+        *((25, 31, 1), (25, 32, 2), (60, 63, 2), (60, 64, 4)),  # at least 16 frames remain
+    ],
+)
+def test_the_default_rate_is_near_15_fps(fps: float | Fraction, frames: int, every: int, tmp_path: Path):
+    sample = encode(encoded(moving(frames), rate=Fraction(fps)), tmp_path, every=None)
+    assert (sample.frame_step, sample.info.frames) == (every, (frames + (every - 1) // 2) // every)
+    assert sample.info.duration_s == pytest.approx(float(frames / fps), abs=float(every / fps))
+    assert_references_stand_alone(sample)
 
 
-def test_the_phase_depends_on_seed_and_key(tmp_path: Path):
-    video = encoded(moving(20))
-    phases = [
-        [encode(video, tmp_path, key=f"key{n}", seed=seed).reference_phase for n in range(8)]
-        for seed in (1, 1, 2)
-    ]
-    assert phases[0] == phases[1] != phases[2]
-
-
-@pytest.mark.parametrize("frames", [1, 2, 3])
-def test_a_video_shorter_than_its_phase_has_reference_stride_1(frames: int, tmp_path: Path):
-    video = encoded(moving(frames))
-    for number in range(8):
-        sample = encode(video, tmp_path, key=f"key{number}", stride=4)
-        assert sample.reference_phase < sample.info.frames == frames
-        assert_references_stand_alone(sample)
+@pytest.mark.parametrize("every", [1, 2, 3, 4])
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_every_nth_frame_is_stored_and_never_none(every: int, frames: int, tmp_path: Path):
+    ticks = [round(number * 1001 / 30) for number in range(frames)]  # 29.97 fps in thousandths
+    video = encoded(moving(frames), ticks=ticks, kind=MATROSKA)
+    sample = encode(video, tmp_path, every=every, crf=4)
+    levels = [plane[:8].mean() for _, plane in sorted(planes(sample).items())]
+    stored = list(range(every // 2, frames, every)) or [frames - 1]
+    expected = [plane[:8].mean() for _, plane in sorted(planes(encode(video, tmp_path, crf=4)).items())]
+    assert levels == pytest.approx([expected[number] for number in stored], abs=1.5)
 
 
 @pytest.mark.parametrize(
@@ -209,14 +211,13 @@ def test_sound_captions_and_rotation_tags_are_dropped(tmp_path: Path):
 
 
 def test_the_file_has_a_constant_rate_and_closed_groups(tmp_path: Path):
-    sample = encode(encoded(moving(70)), tmp_path, stride=4)
+    sample = encode(encoded(moving(70)), tmp_path)
     with av.open(str(sample.file)) as container:
         stream = container.streams.video[0]
         assert stream.average_rate == 25
         keys = [frame.key_frame for frame in container.decode(stream)]
     key_frames = [number for number, is_key in enumerate(keys) if is_key]
-    phase = sample.reference_phase
-    assert key_frames == sorted({0, phase, phase + 32, phase + 64} & set(range(70)))
+    assert key_frames == [0, 32, 64]
 
 
 def test_invalid_timestamps_do_not_fill_the_disk(tmp_path: Path):

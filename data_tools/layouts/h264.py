@@ -1,0 +1,84 @@
+"""The default layout: H.264 at about 15 frames per second, of which every second frame can be skipped.
+
+    frame     0 1 2 3 4 5 6 7 ...      b_frames 1
+    type      I b P b P b P b ...      b: a frame that no other frame refers to
+
+A reader of the frames 0, 2, 4, ... does not decode the others (`skip_frame=NONREF`). For other readers it is
+an ordinary file with a constant rate. All groups of pictures are closed.
+"""
+
+from collections.abc import Iterator
+
+from kinemae.data_tools.config import require
+from kinemae.data_tools.curation.frame_stats import FrameStats
+from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames
+from kinemae.data_tools.encoding.resample import cut_segments, resample
+from kinemae.data_tools.encoding.source_decoder import open_source
+from kinemae.data_tools.layouts.base import FAST, EncodedSample, Job, Layout, check_size_and_rate, check_x264
+
+# B frames must not be references and must not move. The other options make decoding fast.
+_X264 = "b-adapt=0:b-pyramid=none:scenecut=0:cabac=0:no-deblock=1:weightp=0:open-gop=0:mbtree=0"
+_MAX_B_FRAMES = 16  # x264's limit
+
+
+class H264(Layout):
+    """Encodes for fast reading of every second stored frame, by default every fourth frame of the source.
+
+    Args:
+        every: store every n-th frame; null uses 1, 2 or 4, for a rate near 15 frames per second.
+        short_side: in pixels; smaller videos keep their size.
+        fps: frames per second before `every`; null keeps the rate of the source, or the nominal rate of a
+            variable one.
+        crf: x264's constant rate factor, 0 to 51.
+        preset: x264's preset; slower ones make smaller files.
+        gop: stored frames from key frame to key frame, a multiple of `b_frames` + 1.
+        b_frames: frames between two reference frames.
+    """
+
+    def __init__(  # noqa: PLR0913 - keyword-only
+        self,
+        *,
+        every: int | None = None,
+        short_side: int = 256,
+        fps: float | None = None,
+        crf: int = 23,
+        preset: str = FAST,
+        gop: int = 32,
+        b_frames: int = 1,
+    ):
+        is_count = every is None or (type(every) is int and 1 <= every <= 4)
+        require(is_count, "layout.args.every", "lie in [1, 4], or be null", every)
+        require(0 <= b_frames <= _MAX_B_FRAMES, "layout.args.b_frames", "lie in [0, 16]", b_frames)
+        check_size_and_rate(short_side=short_side, fps=fps)
+        check_x264(crf=crf, preset=preset)
+        self.stride = b_frames + 1
+        is_multiple = gop >= 1 and gop % self.stride == 0
+        require(is_multiple, "layout.args.gop", f"be a multiple of b_frames + 1 = {self.stride}", gop)
+        self.every, self.short_side, self.fps = every, short_side, fps
+        options = {
+            "crf": str(crf),
+            "preset": preset,
+            "a53cc": "0",  # drops captions; sound is dropped too
+            "x264-params": f"bframes={b_frames}:{_X264}",
+        }
+        self.encoder = EncoderSettings(codec="libx264", options=options, gop=gop)
+
+    def encode(self, job: Job) -> Iterator[EncodedSample]:
+        with open_source(job.video, notes=job.notes) as source:
+            video = resample(source, fps=self.fps, short_side=self.short_side, every=self.every)
+            for segment in cut_segments(video, job.segment_rules):
+                key = job.key + segment.suffix
+                file = job.folder / f"{key}.mp4"
+                stats = FrameStats(is_on=job.curate)
+                frames = stats.observe(segment.frames, video.rate)
+                info = write_frames(file, frames, video.rate, self.encoder)
+                yield EncodedSample(
+                    key=key,
+                    file=file,
+                    extension="mp4",
+                    info=info,
+                    start_s=segment.start_s,
+                    reference_stride=self.stride,
+                    frame_step=video.every,
+                    columns=stats.columns(),
+                )
