@@ -123,6 +123,7 @@ def rows(number_R: np.ndarray) -> pa.RecordBatch:
         "content": [f"{number:064x}" for number in number_R.tolist()],
         "reference_stride": np.full(count, 4),
         "reference_phase": number_R % 4,
+        "frame_step": np.full(count, 2),
     }
     arrays = [
         values if isinstance(values, pa.Array) else pa.array(values).cast(field.type)

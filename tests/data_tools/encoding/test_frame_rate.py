@@ -83,7 +83,7 @@ def test_clips_are_taken_at_the_usual_rate(tmp_path: Path):
     ticks = [40 * n for n in range(40) if not 10 <= n < 20]
     video = encoded(numbered(range(30)), ticks=ticks, kind=MATROSKA)
     numbers, notes = stored(video, tmp_path, Clips(frames=10, stride=4, crf=10))
-    assert notes == ["variable frame rate, resampled to 6.25 fps"]
+    assert notes == ["variable frame rate, resampled to 25 fps: 0 of 30 frames lost, 10 repeated"]
     times = [ticks[number] / 40 for number in numbers]
     assert all(time <= 4 * slot + 2 for slot, time in enumerate(times))
     assert numbers[:3] == [2, 6, 9] and numbers[5:] == [12, 16, 20, 24, 28]

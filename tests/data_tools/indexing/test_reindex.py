@@ -31,7 +31,8 @@ def written(folder: Path, name: str, *, classes: str = "", seed: int = 0) -> Pat
         for start in (0, 0.4)
     ]
     table = write_text(folder / "list.csv", "\n".join(["path,label,group,start_s,end_s,score,note", *rows]))
-    options = ["validation_fraction=0", "samples_per_shard=4", *([f"classes={classes}"] if classes else [])]
+    options = ["validation_fraction=0", "samples_per_shard=4", "layout.args.every=2"]
+    options += [f"classes={classes}"] if classes else []
     assert shard(table, folder / name, *options) == 0
     return folder / name
 
@@ -49,7 +50,8 @@ def rows(data_set: ShardIndex) -> dict[str, list[object]]:
 
 def test_a_lost_index_is_rebuilt_from_the_tars(ours: Path, tmp_path: Path):
     before = open_index(ours / "train")
-    assert set(before.column("reference_stride").tolist()) == {4}
+    assert set(before.column("reference_stride").tolist()) == {2}
+    assert set(before.column("frame_step").tolist()) == {2}
     assert before.column("start_s").tolist().count(0.0) == 3
     for probe in ("full", "header", "stored"):
         assert index(ours, tmp_path / probe, f"probe={probe}") == 0
@@ -131,6 +133,7 @@ def test_data_sets_of_shard_are_merged(ours: Path, tmp_path: Path):
         "content",
         "reference_stride",
         "reference_phase",
+        "frame_step",
         "start_s",
         "score",
     ):

@@ -9,13 +9,16 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kinemae.data_tools.index import Sample
+from kinemae.data_tools.index import Sample, Shard, open_index, write_index
 from kinemae.data_tools.stream.frame_sampling import (
     ClipConfig,
     SlidingClips,
+    check_stride,
+    clip_span_s,
     evaluation_timestamps_s,
     last_frame_s,
     sliding_clip_count,
+    timestamps_from_s,
     training_timestamps_s,
     uses_reference_frames,
     window_frames,
@@ -25,7 +28,7 @@ RATES = st.sampled_from([1.0, 12.0, 15.0, 24000 / 1001, 25.0, 30000 / 1001, 30.0
 PHASES = st.tuples(st.integers(1, 8), st.integers(0, 7)).filter(lambda pair: pair[1] < pair[0])
 
 
-def video(frames, rate=1.0, references=(1, 0)):
+def video(frames, rate=1.0, references=(1, 0), frame_step=1):
     return Sample(
         key="k",
         shard=0,
@@ -41,6 +44,7 @@ def video(frames, rate=1.0, references=(1, 0)):
         name="k.mp4",
         reference_stride=references[0],
         reference_phase=references[1],
+        frame_step=frame_step,
     )
 
 
@@ -183,6 +187,37 @@ def test_a_single_evaluation_clip_is_the_middle_one():
     assert frames_of(evaluation_timestamps_s(video(14), clip, temporal_clips=1)[0], video(14)) == [4, 6, 8]
     aligned = video(15, references=(2, 1))  # may start at 1, 3, 5, 7, 9
     assert frames_of(evaluation_timestamps_s(aligned, clip, temporal_clips=1)[0], aligned) == [5, 7, 9]
+
+
+@given(every=st.sampled_from([1, 2, 4]), times=st.integers(1, 4), frames=st.integers(1, 200), rate=RATES)
+def test_the_stride_counts_frames_of_the_source(every, times, frames, rate):
+    stored = video(frames, rate / every, frame_step=every)
+    plain = video(frames, rate / every)
+    clip = ClipConfig(frames=5, stride=every * times)
+
+    assert stored.source_fps == pytest.approx(rate)
+    assert training(stored, clip) == training(plain, replace(clip, stride=times))
+    assert clip_span_s(stored, clip) == clip_span_s(plain, replace(clip, stride=times))
+    by_rate = replace(clip, stride=4, fps=rate)
+    assert training(stored, by_rate) == training(plain, by_rate)  # a frame rate needs no source
+
+
+@pytest.mark.parametrize("every, stride, frames", [(2, 3, [0, 2, 3]), (2, 1, [0, 1, 2]), (4, 6, [0, 2, 3])])
+def test_other_strides_take_the_stored_frames_on_screen(every, stride, frames):
+    sample, clip = video(9, frame_step=every), ClipConfig(frames=3, stride=stride)
+    assert frames_of(timestamps_from_s(sample, clip, 0.0), sample) == frames
+
+
+def test_a_stride_below_the_distance_of_stored_frames_is_an_error(tmp_path):
+    samples = [video(9, frame_step=every) for every in (1, 2, 4)]
+    write_index(tmp_path, samples, [Shard(name="a.tar", samples=3, bytes=3, sha256="")], [], {})
+    index = open_index(tmp_path, check_shards=False)
+    for clip in (ClipConfig(), ClipConfig(fps=30), ClipConfig(sampling="uniform")):
+        check_stride(index, clip)
+    check_stride(index.view([0]), ClipConfig(stride=1))
+    message = "clip.stride: expected at least 4, because .* stores every 4th frame of some videos .*got 1"
+    with pytest.raises(ValueError, match=message):
+        check_stride(index, ClipConfig(stride=1))
 
 
 def test_a_short_video_starts_again_under_loop():
