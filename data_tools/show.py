@@ -2,7 +2,7 @@
 
     samples      240 in 1 shards, 73.8 MB
     fingerprint  ecbb8db17b4ccbc0
-    layout       stride_aligned; every 4th frame decodes alone in 240
+    layout       h264; every 2nd frame decodes alone in 240
     duration     0.14 h; 1.00 to 4.74 s, median 2.00 s
     frames       20 to 140, median 60
     frame rate   10.00 to 30.00 fps, median 30.00 fps

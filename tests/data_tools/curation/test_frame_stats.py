@@ -152,7 +152,7 @@ def test_a_rotation_in_the_metadata_is_applied(tmp_path: Path) -> None:
     assert bits(sample.columns["phash"], stats_of(pictures)["phash"]) <= 8
 
 
-@pytest.mark.parametrize("layout", ["stride_aligned", "copy", "clips", "jpegs"])
+@pytest.mark.parametrize("layout", ["h264", "copy", "clips", "jpegs"])
 def test_shard_writes_the_columns_into_index_and_tar(layout: str, tmp_path: Path) -> None:
     for number in range(3):
         write_clip(tmp_path / f"videos/walk/{number}.mp4", number, frames=16)
