@@ -189,7 +189,7 @@ class ShardIndex:
 
     def column(self, name: str) -> np.ndarray:
         """A column as a numpy array, without a copy if the type allows it and all rows are there."""
-        return self.arrow_column(name).to_numpy()
+        return _to_numpy(self.arrow_column(name))
 
     def arrow_column(self, name: str) -> pa.ChunkedArray:
         """A column as an Arrow array."""
@@ -301,6 +301,14 @@ class ShardIndex:
         return load_index, (self.folder, self.local_index.for_other_process(), self._kept, self._rows)
 
 
+def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    """Convert a column; Arrow's own conversion imports pandas, 26 MB and a second for each process."""
+    if column.null_count or not pa.types.is_primitive(column.type) or not column.num_chunks:
+        return column.to_numpy()
+    chunks = [np.from_dlpack(chunk) for chunk in column.chunks]
+    return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+
+
 def _arrow_mask(rows: RowSet) -> pa.BooleanArray:
     """Whether each row of the index is in a set, without a copy."""
     return pa.BooleanArray.from_buffers(pa.bool_(), rows.total, [None, pa.py_buffer(rows.bits)])
@@ -392,7 +400,7 @@ def load_index(
         shards=ShardTable(tables["shards"]),
         description=description,
         local_index=local_index,
-        there=removed and RowSet.without(removed.column("row").to_numpy(), len(tables["index"])),
+        there=removed and RowSet.without(_to_numpy(removed.column("row")), len(tables["index"])),
     )
     return ShardIndex(opened, kept, rows)
 
