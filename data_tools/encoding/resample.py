@@ -37,6 +37,18 @@ class SegmentRules:
     def __bool__(self) -> bool:
         return self.segment_s is not None or self.scene_cuts
 
+    def lengths(self, rate: Fraction) -> tuple[float, float]:
+        """The longest and the shortest segment, in frames."""
+        if self.segment_s is None:
+            return math.inf, _SHORTEST_SCENE_S * float(rate)
+        longest = max(round(self.segment_s * float(rate)), 1)
+        return longest, longest / 2
+
+    def may_cut(self, frames: int, rate: Fraction) -> bool:
+        """Check whether a video with so many frames can be cut."""
+        longest, shortest = self.lengths(rate)
+        return self.scene_cuts or frames - longest >= shortest
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResampledVideo:
@@ -136,13 +148,8 @@ def cut_segments(video: ResampledVideo, segment_rules: SegmentRules) -> Iterator
     A remainder shorter than half of `segment_s`, or than one second with scene cuts alone, is part of the
     segment before it. Segments have a suffix unless the video is too short for a cut.
     """
-    longest, shortest = math.inf, _SHORTEST_SCENE_S * float(video.rate)
-    if segment_rules.segment_s is not None:
-        longest = max(round(segment_rules.segment_s * float(video.rate)), 1)
-        shortest = longest / 2
-    scenes = _SceneDetector() if segment_rules.scene_cuts else None
-    is_cut = scenes is not None or video.expected - longest >= shortest
-    for (number, begin), members in groupby(_numbered(video, longest, shortest, scenes), itemgetter(0, 1)):
+    is_cut = segment_rules.may_cut(video.expected, video.rate)
+    for (number, begin), members in groupby(_numbered(video, segment_rules), itemgetter(0, 1)):
         yield Segment(
             suffix=f"-{number:04d}" if is_cut else "",
             start_s=video.start_s + float(begin / video.rate),
@@ -150,10 +157,10 @@ def cut_segments(video: ResampledVideo, segment_rules: SegmentRules) -> Iterator
         )
 
 
-def _numbered(
-    video: ResampledVideo, longest: float, shortest: float, scenes: "_SceneDetector | None"
-) -> Iterator[tuple[int, int, VideoFrame]]:
+def _numbered(video: ResampledVideo, segment_rules: SegmentRules) -> Iterator[tuple[int, int, VideoFrame]]:
     """Frames with the number and the first frame of their segment."""
+    longest, shortest = segment_rules.lengths(video.rate)
+    scenes = _SceneDetector() if segment_rules.scene_cuts else None
     segment, begin = 0, 0
     for number, frame in enumerate(video.frames):
         here = number - begin

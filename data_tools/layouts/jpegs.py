@@ -31,7 +31,7 @@ class Jpegs(Layout):
         self.encoder = EncoderSettings(codec="mjpeg", options=options, gop=1)
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
-        if not job.segment_rules and job.video.frames:
+        if job.video.frames:
             with open_source(job.video, notes=[]) as source:
                 sample = _copied(job, source) if self._can_copy(job, source) else None
             if sample is not None:
@@ -63,6 +63,7 @@ class Jpegs(Layout):
             and video.end_s is None
             and source.pixel_aspect == 1
             and self.fps in (None, float(source.rate))
+            and not job.segment_rules.may_cut(source.frames, source.rate)
             and (self.short_side is None or min(first.width, first.height) <= self.short_side)
         )
 

@@ -96,7 +96,7 @@ def _is_any_readable_now(plan: Plan, output: Output) -> bool:
 
 def _jobs(plan: Plan, output: Output, split: str) -> list[Job]:
     """The videos of a split in their order in the shards: by name, then shuffled by the seed."""
-    settings, rules = plan.settings, plan.settings.segment_rules
+    settings = plan.settings
     videos = zip(plan.manifest.videos, plan.keys, plan.splits, strict=True)
     own = sorted((video.name, number) for number, (video, _, where) in enumerate(videos) if where == split)
     return [
@@ -105,7 +105,7 @@ def _jobs(plan: Plan, output: Output, split: str) -> list[Job]:
             key=plan.keys[number],
             folder=output.spool,
             seed=settings.seed,
-            segment_rules=rules,
+            segment_rules=settings.segment_rules(plan.manifest.videos[number], plan.layout),
             curate=settings.curate,
         )
         for _, number in shuffled(own, seed=settings.seed, purpose=f"shard/order/{split}")

@@ -24,6 +24,9 @@ from kinemae.data_tools.sharding.splits import assign_splits, leaks, safe_keys
 from kinemae.data_tools.sources.base import Source
 from kinemae.data_tools.storage.location import Location
 
+_AUTO, _AUTO_S = "auto", 10.0
+# Columns that hold for each part of a video.
+_PROVENANCE = {"licence", "license", "source_url", "consent"}
 # Keys that do not change the stored bytes.
 _NO_EFFECT = ("workers", "timeout_s", "work_dir", "retry_rejected", "leaks", "max_bad_fraction", "part")
 
@@ -42,7 +45,8 @@ class ShardConfig:
     Attributes:
         source: the component that lists the videos; without a name it is detected from SOURCE.
         layout: the component that encodes them, a file in data_tools/layouts.
-        segment_s: cut long videos after this many seconds; None does not cut.
+        segment_s: cut long videos after this many seconds; None does not cut; "auto" cuts videos that have no
+            label and no columns about their content after 10 s.
         scene_cuts: cut videos at scene changes.
         curate: add the curation columns, see `curation.frame_stats`.
         validation_fraction: of each class, if the source has no splits.
@@ -60,7 +64,7 @@ class ShardConfig:
 
     source: SourceComponent | None = None
     layout: Component = field(default_factory=lambda: Component(name="h264"))
-    segment_s: float | None = None
+    segment_s: int | float | str | None = "auto"
     scene_cuts: bool = False
     curate: bool = True
     seed: int = 0
@@ -77,8 +81,9 @@ class ShardConfig:
     retry_rejected: bool = False
 
     def __post_init__(self) -> None:
-        is_length = self.segment_s is None or self.segment_s > 0
-        require(is_length, "segment_s", "be above 0, or null", self.segment_s)
+        given = self.segment_s
+        is_length = given in (None, _AUTO) or (isinstance(given, int | float) and given > 0)
+        require(is_length, "segment_s", f"be above 0, {_AUTO}, or null", given)
         is_fraction = 0 <= self.validation_fraction < 1
         require(is_fraction, "validation_fraction", "lie in [0, 1)", self.validation_fraction)
         require(self.leaks in ("error", "warn"), "leaks", "be error or warn", self.leaks)
@@ -90,10 +95,13 @@ class ShardConfig:
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)
         require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)
 
-    @property
-    def segment_rules(self) -> SegmentRules:
-        """The rules for cutting videos."""
-        return SegmentRules(segment_s=self.segment_s, scene_cuts=self.scene_cuts)
+    def segment_rules(self, video: SourceVideo, layout: Layout) -> SegmentRules:
+        """The rules for cutting a video."""
+        seconds = self.segment_s
+        if isinstance(seconds, str):  # a label, or times in a column, may not hold for a part of the video
+            is_whole = video.label is not None or not set(video.extra) <= _PROVENANCE
+            seconds = _AUTO_S if layout.can_cut and not is_whole else None
+        return SegmentRules(segment_s=seconds, scene_cuts=self.scene_cuts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +152,7 @@ def make_plan(root: Location, settings: ShardConfig) -> Plan:
     if source.name == "folder":
         warn_of_one_class(root, manifest)
     for video in manifest.videos:
-        layout.check(video, settings.segment_rules)
+        layout.check(video, settings.segment_rules(video, layout))
     classes = _classes(manifest, given, settings)
     splits = _splits(manifest.videos, settings)
     keys = safe_keys([video.name for video in manifest.videos])

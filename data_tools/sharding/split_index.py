@@ -10,6 +10,7 @@ from kinemae.data_tools.sharding.plan import Plan, check_leaks
 from kinemae.data_tools.sharding.splits import count_copies, leaks
 from kinemae.data_tools.sharding.windows import WindowLog
 
+_LONG_S = 60
 _TYPES = dict(zip((str, int, float), EXTRA_TYPES, strict=True))
 
 
@@ -18,6 +19,7 @@ def write_split_index(split: str, plan: Plan, output: Output, windows: WindowLog
     made_by = {"command": "data_tools shard", "split": split, "config": plan.record}
     extra = {name: _TYPES[kind] for name, kind in plan.columns.items()}
     present: set[int] = set()
+    long_s: list[float] = []
     with IndexWriter(output.out / split, classes=plan.classes, made_by=made_by, extra=extra) as writer:
         for window in windows.windows(split):
             samples = [Sample(**{name: row[name] for name in COLUMNS.names}) for row in window.rows]
@@ -25,8 +27,15 @@ def write_split_index(split: str, plan: Plan, output: Output, windows: WindowLog
             shards = window.shards
             writer.add_shards([replace(one, name=output.shard_reference(split, one.name)) for one in shards])
             present |= {sample.label for sample in samples}
+            long_s += [sample.duration_s for sample in samples if sample.duration_s > _LONG_S]
     state = windows.splits[split]
     log.info("%s: %d videos in %d shards", output.out / split, state.samples, state.shards)
+    if long_s:
+        log.warning(
+            "%s: %d samples are longer than %d s, up to %.0f s: a clip reads a whole sample, and each has "
+            "one clip per epoch; fix: set segment_s=10, or list parts with start_s and end_s",
+            *(output.out / split, len(long_s), _LONG_S, max(long_s)),
+        )
     absent = [name for number, name in enumerate(plan.classes) if number not in present]
     if absent and present != {NO_LABEL}:
         log.warning("%s has no video of %d classes, first %s", split, len(absent), absent[0])

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,28 @@ def test_segments_have_their_own_keys_and_start_times(films: Path, tmp_path: Pat
     assert sum(probe(found[key]).frames for key in found if key.startswith("1-")) == 25  # of 51
 
 
+def test_by_default_videos_without_label_are_cut_after_10_s(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for name in ("long", "labelled", "noted"):
+        (tmp_path / f"{name}.mp4").write_bytes(encoded(moving(70, 16, 16), rate=Fraction(1)))
+    (tmp_path / "short.mp4").write_bytes(encoded(moving(14, 16, 16), rate=Fraction(1)))
+    listing = table(
+        tmp_path,
+        "list.csv",
+        *("path,label,licence,note", "long.mp4,,MIT,", "short.mp4,,,", "labelled.mp4,a,,", "noted.mp4,,,x"),
+    )
+    rows = {}
+    for layout in ("h264", "copy"):
+        assert shard(listing, tmp_path / layout, f"layout.name={layout}", "validation_fraction=0") == 0
+        index = open_index(tmp_path / layout / "train")
+        samples = [index.sample(position) for position in range(len(index))]
+        rows[layout] = sorted((each.key, each.frames) for each in samples)
+    whole = [("labelled", 70), ("noted", 70), ("short", 14)]
+    assert rows["copy"] == [whole[0], ("long", 70), *whole[1:]]
+    assert rows["h264"] == [whole[0], *((f"long-{number:04d}", 10) for number in range(7)), *whole[1:]]
+    assert "2 samples are longer than 60 s, up to 70 s" in caplog.text
+    assert "3 samples are longer than 60 s" in caplog.text
+
+
 @pytest.mark.parametrize(
     "overrides, samples, codec",
     [
@@ -180,7 +203,8 @@ def test_leaks_between_given_splits_are_an_error_or_a_warning(
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("segment_s=0", "segment_s must be above 0, or null, got 0.0"),
+        ("segment_s=0", "segment_s must be above 0, auto, or null, got 0"),
+        ("segment_s=10s", "segment_s must be above 0, auto, or null, got '10s'"),
         ("leaks=maybe", "leaks must be error or warn, got 'maybe'"),
     ],
 )

@@ -121,6 +121,8 @@ def test_segments_have_the_configured_length_and_cover_the_video(
     assert [sample.start_s for sample in samples] == pytest.approx([0, 0.8, 1.6, 2.4])
     [long, longer] = encode(build_full_rate(name), clip, tmp_path, segment_rules=SegmentRules(segment_s=1.3))
     assert (long.info.frames, longer.info.frames) == (32, 43)  # 10 frames alone would be less than half
+    [whole] = encode(build_full_rate(name), clip, tmp_path, segment_rules=SegmentRules(segment_s=2.1))
+    assert (whole.key, whole.info.frames) == ("key", 75)  # not cut
 
 
 @pytest.mark.parametrize("name", CUTTING)
