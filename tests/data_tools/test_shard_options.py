@@ -113,26 +113,25 @@ def test_segments_have_their_own_keys_and_start_times(films: Path, tmp_path: Pat
     assert sum(probe(found[key]).frames for key in found if key.startswith("1-")) == 25  # of 51
 
 
-def test_by_default_videos_without_label_are_cut_after_10_s(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    for name in ("long", "labelled", "noted"):
-        (tmp_path / f"{name}.mp4").write_bytes(encoded(moving(70, 16, 16), rate=Fraction(1)))
-    (tmp_path / "short.mp4").write_bytes(encoded(moving(14, 16, 16), rate=Fraction(1)))
-    listing = table(
-        tmp_path,
-        "list.csv",
-        *("path,label,licence,note", "long.mp4,,MIT,", "short.mp4,,,", "labelled.mp4,a,,", "noted.mp4,,,x"),
-    )
-    rows = {}
-    for layout in ("h264", "copy"):
-        assert shard(listing, tmp_path / layout, f"layout.name={layout}", "validation_fraction=0") == 0
-        index = open_index(tmp_path / layout / "train")
+@pytest.mark.parametrize("layout", ["h264", "copy"])
+def test_by_default_videos_without_label_are_cut_after_10_s(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name, frames in (("long", 70), ("noted", 70), ("short", 14), ("labelled", 70)):
+        (tmp_path / f"{name}.mp4").write_bytes(encoded(moving(frames, 16, 16), rate=Fraction(1)))
+    found = []
+    lines = ["path,licence,note", "long.mp4,MIT,", "noted.mp4,,x", "short.mp4,,"]
+    for name, some in (("plain", lines), ("labels", ["path,label", "labelled.mp4,a"])):
+        listing, out = table(tmp_path, f"{name}.csv", *some), tmp_path / f"out-{name}"
+        assert shard(listing, out, f"layout.name={layout}", "validation_fraction=0") == 0
+        index = open_index(out / "train")
         samples = [index.sample(position) for position in range(len(index))]
-        rows[layout] = sorted((each.key, each.frames) for each in samples)
-    whole = [("labelled", 70), ("noted", 70), ("short", 14)]
-    assert rows["copy"] == [whole[0], ("long", 70), *whole[1:]]
-    assert rows["h264"] == [whole[0], *((f"long-{number:04d}", 10) for number in range(7)), *whole[1:]]
-    assert "2 samples are longer than 60 s, up to 70 s" in caplog.text
-    assert "3 samples are longer than 60 s" in caplog.text
+        found += sorted((each.key, each.frames) for each in samples)
+    long = {"h264": [(f"long-{number:04d}", 10) for number in range(7)], "copy": [("long", 70)]}
+    assert found == [*long[layout], ("noted", 70), ("short", 14), ("labelled", 70)]
+    log = capsys.readouterr().err
+    long_samples = {"h264": 1, "copy": 2}[layout]
+    assert f"{long_samples} samples are longer than 60 s, up to 70 s" in log
 
 
 @pytest.mark.parametrize(
