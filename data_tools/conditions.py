@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import COLUMNS, ShardIndex
 
 _EXAMPLE = "motion > 0.5 and label != 'still'"
@@ -195,7 +195,6 @@ def select_rows(index: ShardIndex, where: str | None, *, key: str = "data.where"
         raise DataError(
             f"{key}={where}: expected at least one sample of {index.folder}, got none of {len(index)}"
         )
-    log.info("%s: %d of %d samples of %s match", key, mask_R.sum(), len(index), index.folder)
     return index.filter(mask_R)
 
 

@@ -55,10 +55,30 @@ def compact(index: ShardIndex, *, delete: bool = False) -> None:
 
     Args:
         delete: delete the old tars at once.
+
+    Raises:
+        DataError: another process changes the data set.
     """
     if not len(index.removed_R):
         log.info("%s: no sample was removed", index.folder)
         return
+    made_by = {**index.made_by, "command": "data_tools compact"}
+    types = index.extra_types
+    with IndexWriter(
+        index.folder, classes=index.classes, made_by=made_by, extra=types, base=index.state
+    ) as writer:
+        new = _write_shards(index)
+        _write_rows(writer, index, new)
+        names = [index.shards[number].name for number in new]
+        inside = [name for name in names if "/" not in name]
+        writer.replace_shards(inside)
+    for name in inside if delete else ():
+        (index.folder / name).remove()
+    _log_result(index, len(names) - len(inside), len(inside), delete=delete)
+
+
+def _write_shards(index: ShardIndex) -> dict[int, _NewShard | None]:
+    """Write the shards with removed samples again; None for a shard in which no sample is left."""
     whole = index.with_removed()
     shard_R, offset_R = whole.column("shard"), whole.column("offset")
     is_removed_R = np.zeros(len(whole), dtype=bool)
@@ -75,10 +95,7 @@ def compact(index: ShardIndex, *, delete: bool = False) -> None:
         log.info(
             "%s: %d of %d shards with removed samples are written", index.folder, done + 1, len(affected)
         )
-    replaced_names = _commit(index, new)
-    for name in replaced_names if delete else ():
-        (index.folder / name).remove()
-    _log_result(index, affected, replaced_names, delete=delete)
+    return new
 
 
 def _without(index: ShardIndex, number: int, kept: np.ndarray, gone: np.ndarray) -> _NewShard:
@@ -96,49 +113,39 @@ def _without(index: ShardIndex, number: int, kept: np.ndarray, gone: np.ndarray)
     return _NewShard(shard=shard, old_O=kept, new_O=np.array([new_of[offset] for offset in kept.tolist()]))
 
 
-def _commit(index: ShardIndex, new: dict[int, _NewShard | None]) -> list[str]:
-    """Write the index of the new state; return the names of the replaced tars in the folder."""
+def _write_rows(writer: IndexWriter, index: ShardIndex, new: dict[int, _NewShard | None]) -> None:
+    """Write the rows that are left and the shards of the new state."""
     is_left = np.ones(len(index.shards), dtype=bool)
     is_left[[number for number, shard in new.items() if shard is None]] = False
     new_number = np.cumsum(is_left) - 1
-    made_by = {**index.made_by, "command": "data_tools compact"}
-    names = [index.shards[number].name for number in new]
-    inside = [name for name in names if "/" not in name]
-    with IndexWriter(
-        index.folder, classes=index.classes, made_by=made_by, extra=index.extra_types, base=index.state
-    ) as writer:
-        for batch in index.batches():
-            shard_R, offset_R = batch.column("shard").to_numpy(), batch.column("offset").to_numpy().copy()
-            for number in np.unique(shard_R).tolist():
-                moved = new.get(number)
-                if moved is not None:
-                    here_R = shard_R == number
-                    offset_R[here_R] = moved.new_O[np.searchsorted(moved.old_O, offset_R[here_R])]
-            writer.add_batch(replaced(batch, shard=new_number[shard_R], offset=offset_R))
-        rows = index.shards.table.to_pylist() if len(new) else []
-        for number, moved in new.items():
-            rows[number] = vars(moved.shard) if moved is not None else rows[number]
-        left = [row for row, keep in zip(rows, is_left.tolist(), strict=True) if keep]
-        writer.add_shards(ShardTable(pa.Table.from_pylist(left, schema=index.shards.table.schema)))
-        writer.replace_shards(inside)
-    return inside
+    for batch in index.batches():
+        shard_R, offset_R = batch.column("shard").to_numpy(), batch.column("offset").to_numpy().copy()
+        for number in np.unique(shard_R).tolist():
+            moved = new.get(number)
+            if moved is not None:
+                here_R = shard_R == number
+                offset_R[here_R] = moved.new_O[np.searchsorted(moved.old_O, offset_R[here_R])]
+        writer.add_batch(replaced(batch, shard=new_number[shard_R], offset=offset_R))
+    present = index.shards.table.to_pylist()
+    for number, moved in new.items():
+        present[number] = vars(moved.shard) if moved is not None else present[number]
+    left = [row for row, is_kept in zip(present, is_left.tolist(), strict=True) if is_kept]
+    writer.add_shards(ShardTable(pa.Table.from_pylist(left, schema=index.shards.table.schema)))
 
 
-def _log_result(index: ShardIndex, affected: list[int], replaced_names: list[str], *, delete: bool) -> None:
-    elsewhere = len(affected) - len(replaced_names)
+def _log_result(index: ShardIndex, elsewhere: int, inside: int, *, delete: bool) -> None:
     log.info(
         "%s: %d removed samples are in no shard any more; %d old tars %s",
         index.folder,
         len(index.removed_R),
-        len(replaced_names),
+        inside,
         "are deleted" if delete else "stay until the next change (previous=delete deletes them now)",
     )
     if elsewhere:
         log.warning(
             "%s: %d tars outside the folder still hold removed samples; they stay, and the data set does not "
             "use them any more",
-            index.folder,
-            elsewhere,
+            *(index.folder, elsewhere),
         )
 
 

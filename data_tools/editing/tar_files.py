@@ -65,15 +65,14 @@ class TarWriter:
     """A new tar in a folder, complete or absent; equal members give equal bytes.
 
     Args:
-        folder: local or remote; a tar of a remote one is written to a temporary folder first.
+        folder: local or remote, locked by this process; a tar of a remote one is first written to a
+            temporary folder.
     """
 
     def __init__(self, folder: Location):
         self._folder = folder
         self._scratch = tempfile.TemporaryDirectory(prefix="kinemae-tar-") if folder.path is None else None
-        self._path = (
-            Path(self._scratch.name if self._scratch else folder.url) / f"shard.{os.getpid()}.partial"
-        )
+        self._path = Path(self._scratch.name if self._scratch else folder.url) / "shard.partial"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._tar = tarfile.open(self._path, "w")  # noqa: SIM115 - closed by `finish` or `discard`
 

@@ -240,7 +240,7 @@ def test_a_subset_holds_the_chosen_samples(whole: Path, tmp_path: Path, run: Run
         (["remove", "W", "none.txt"], EXIT_CONFIG, "keys=none.txt: expected a file with one key per line"),
         (["remove", "W"], EXIT_CONFIG, "keys: expected a file of keys, or a condition, got none"),
         (["remove", "W", "where=True"], EXIT_DATA, "expected samples that stay, got a choice of all 32"),
-        (["remove", "W", "where=motion > 1"], EXIT_CONFIG, "where: expected columns of "),
+        (["remove", "W", "where=moton > 1"], EXIT_CONFIG, "where: expected columns of "),
         (["remove", "W", "where=key >"], EXIT_CONFIG, "where: expected a condition over columns"),
         (["subset", "W", "O"], EXIT_CONFIG, "where: expected a condition, or keys=FILE, got none"),
         (["subset", "W", "W", "where=True"], EXIT_DATA, "expected a new folder, got a data set"),
@@ -289,3 +289,23 @@ def test_a_change_that_breaks_off_leaves_the_old_state_and_can_be_repeated(
         run(*words)
     assert len(open_index(whole)) == len(there) + len(open_index(synth_shards / "validation"))
     assert np.all(open_index(whole).column("length") > 0)
+
+
+def test_a_data_set_in_an_object_store_is_changed_and_refers_to_local_tars_only_as_copies(
+    synth_shards: Path, tmp_path: Path, run: Run, bucket: str
+) -> None:
+    store = location(f"{bucket}/set")
+    source = synth_shards / "validation"
+    assert "fix: videos=copy" in run("merge", source, synth_shards / "train", store.url, code=EXIT_DATA)
+    run("merge", source, synth_shards / "train", store.url, "videos=copy")
+    original = video_bytes(open_index(source)) | video_bytes(open_index(synth_shards / "train"))
+    assert video_bytes(open_index(store)) == original
+    gone = keys_of(open_index(store))[:3]
+    run("remove", store.url, f"where=key in {gone}")
+    run("compact", store.url, "previous=delete")
+    left = {key: video for key, video in original.items() if key not in gone}
+    assert video_bytes(open_index(store)) == left
+    assert {name for name in store.list(".tar")} == {shard.name for shard in open_index(store).shards}
+    run("subset", store.url, tmp_path / "part", "where=key.endswith('1')")
+    assert video_bytes(open_index(tmp_path / "part")).items() <= left.items()
+    assert open_index(tmp_path / "part").shards[0].name.startswith(store.url)
