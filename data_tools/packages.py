@@ -15,6 +15,7 @@ _EXTRAS = {
     "onnxruntime": "export",
     "onnxscript": "export",
     "peft": "lora",
+    "ray": "ray",
     "s3fs": "s3",
     "umap": "maps",
 }

@@ -1,4 +1,4 @@
-"""Process pool whose jobs time out one by one.
+"""Process pool whose jobs time out one by one; `engine=ray` runs them on a cluster, see `ray_pool.py`.
 
 `concurrent.futures` waits forever for a worker that blocks in a read. This pool kills a worker whose job made
 no progress for `timeout_s`: no heartbeat, no byte read or written, no CPU time. The other jobs continue.
@@ -26,13 +26,14 @@ from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from time import monotonic
 from types import FrameType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, NoReturn, Protocol, TypeVar
 
 import torch
 
 from kinemae.data_tools import heartbeat
 from kinemae.data_tools.command import Stuck, log
 from kinemae.data_tools.exit_codes import EXIT_STUCK
+from kinemae.data_tools.packages import require_packages
 from kinemae.data_tools.stream.worker import picklable
 from kinemae.data_tools.stream.worker_setup import (
     block_stop_signals,
@@ -43,6 +44,7 @@ from kinemae.data_tools.stream.worker_setup import (
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+Engine = Literal["local", "ray"]
 
 TIMEOUT_S = 300.0
 CRASHED = "the decoder crashed on it"
@@ -64,11 +66,14 @@ def imap(
     workers: int,
     on_failure: Callable[[Job, str], Result] | None = None,
     timeout_s: float = TIMEOUT_S,
+    engine: Engine = "local",
 ) -> Iterator[Result]:
     """Yield `function(job)` for each job, in the order of the jobs; see `imap_unordered`."""
     finished: dict[int, Result] = {}
     following = 0
-    results = imap_unordered(function, jobs, workers=workers, on_failure=on_failure, timeout_s=timeout_s)
+    results = imap_unordered(
+        function, jobs, workers=workers, on_failure=on_failure, timeout_s=timeout_s, engine=engine
+    )
     for position, result in results:
         finished[position] = result
         while following in finished:
@@ -83,6 +88,7 @@ def imap_unordered(
     workers: int,
     on_failure: Callable[[Job, str], Result] | None = None,
     timeout_s: float = TIMEOUT_S,
+    engine: Engine = "local",
 ) -> Iterator[tuple[int, Result]]:
     """Yield the position of each job and `function(job)`, as soon as it is done.
 
@@ -95,58 +101,104 @@ def imap_unordered(
         on_failure: computes the result of a job that crashed twice or timed out, from the job and the
             reason. Another run may succeed, so the result is not final. None raises the failure.
         timeout_s: limit without progress. For a job that only uses CPU time the limit is ten times as long.
+        engine: "ray" runs the jobs on a Ray cluster, at most `workers` tasks at a time; 0 means no limit.
 
     Raises:
         BrokenProcessPool: a worker died and there is no `on_failure`.
         Stuck: a job timed out and there is no `on_failure`, or more than 10 timed out in a row.
     """
-    if workers == 1:
+    if workers == 1 and engine == "local":
         yield from _run_in_main_process(function, jobs, on_failure=on_failure, timeout_s=timeout_s)
         return
-    workers = min(workers or len(os.sched_getaffinity(0)), max(len(jobs), 1))
+    pool = _new_pool(function, jobs, timeout_s=timeout_s, engine=engine)
     crashed: list[int] = []
+    timeouts = 0  # in a row
     for positions, count in ((range(len(jobs)), workers), (crashed, 1)):
-        pool = _Pool(function, jobs, timeout_s=timeout_s)
         for position, outcome in pool.run(deque(positions), count):
-            if not isinstance(outcome, _Lost):
+            if not isinstance(outcome, Lost):
+                timeouts = 0
                 yield position, outcome
-            elif on_failure is None:
+                continue
+            timeouts += outcome.is_timeout
+            if timeouts > _MAX_TIMEOUTS:
+                raise Stuck(
+                    f"{timeouts} inputs in a row {outcome.reason}: the storage does not answer; fix: run the "
+                    "same command again when it does"
+                )
+            if on_failure is None:
                 raise outcome.error
-            elif outcome.may_retry and positions is not crashed:
+            if not outcome.is_timeout and positions is not crashed:
                 crashed.append(position)
             else:
                 yield position, on_failure(jobs[position], outcome.reason)
 
 
-class _Lost(NamedTuple):
+def check_engine(engine: Engine) -> None:
+    """Check that the package of an engine is installed.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if engine == "ray":
+        require_packages("ray", key="engine")
+
+
+class Lost(NamedTuple):
     """A job whose worker is gone: the reason, and the error to raise without `on_failure`."""
 
     reason: str
     error: Exception
-    may_retry: bool
+    is_timeout: bool
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
     """An exception of a job, sent to the main process."""
 
     error: Exception
     trace: str
 
+    def reraise(self) -> NoReturn:
+        """Raise the exception, with the traceback of the worker as its cause."""
+        raise self.error from RuntimeError(f"in a worker process:\n{self.trace}")
 
-class _Pool(Generic[Job, Result]):
+
+class Pool(Protocol[Result]):
+    """Runs jobs on many workers."""
+
+    def run(self, todo: deque[int], count: int) -> Iterator[tuple[int, Result | Lost]]:
+        """Run the jobs at some positions on at most `count` workers; 0 means as many as possible."""
+
+
+def _new_pool(
+    function: Callable[[Job], Result], jobs: Sequence[Job], *, timeout_s: float, engine: Engine
+) -> Pool[Result]:
+    if engine == "ray":
+        from kinemae.data_tools.ray_pool import RayPool
+
+        return RayPool(function, jobs, timeout_s=timeout_s)
+    return LocalPool(function, jobs, timeout_s=timeout_s)
+
+
+class LocalPool(Generic[Job, Result]):
+    """Pool of processes on this machine.
+
+    Args:
+        function, jobs, timeout_s: see `imap_unordered`.
+    """
+
     def __init__(self, function: Callable[[Job], Result], jobs: Sequence[Job], *, timeout_s: float):
         self._function = function
         self._jobs = jobs
         self._timeout_s = timeout_s
-        self._timeouts = 0  # in a row
         self._workers: list[_Worker] = []
         # A child forked from this process may inherit torch's threads and hang; a fork server has none.
         self._context = worker_context(["torch", "kinemae.data_tools.stream.decode", __name__])
         _join_fork_server_at_exit()
 
-    def run(self, todo: deque[int], count: int) -> Iterator[tuple[int, Result | _Lost]]:
-        """Run the jobs at some positions on at most `count` workers, which start when they are needed."""
+    def run(self, todo: deque[int], count: int) -> Iterator[tuple[int, Result | Lost]]:
+        """See `Pool.run`; the workers start when they are needed."""
+        count = count or len(os.sched_getaffinity(0))
         at_exit = atexit.register(self._kill)
         try:
             while todo or any(worker.position is not None for worker in self._workers):
@@ -167,7 +219,7 @@ class _Pool(Generic[Job, Result]):
             position = todo.popleft()
             idle.start(position, self._function, self._jobs[position])
 
-    def _collect(self) -> Iterator[tuple[int, Result | _Lost]]:
+    def _collect(self) -> Iterator[tuple[int, Result | Lost]]:
         """Wait for results for up to a second; kill workers whose job timed out."""
         begin_s = monotonic()
         busy = [worker for worker in self._workers if worker.position is not None]
@@ -184,30 +236,23 @@ class _Pool(Generic[Job, Result]):
             if worker.monitor.is_stuck(self._timeout_s):
                 yield position, self._give_up(worker)
 
-    def _receive(self, worker: "_Worker") -> Result | _Lost:
+    def _receive(self, worker: "_Worker") -> Result | Lost:
         try:
             answer = worker.receive()
         except (EOFError, ConnectionResetError):
             self._remove(worker)
             code = worker.process.exitcode
             message = f"a worker process died (exit code {code}): negative codes are signals"
-            return _Lost(CRASHED, BrokenProcessPool(message), may_retry=True)
-        if isinstance(answer, _Failure):
-            raise answer.error from RuntimeError(f"in a worker process:\n{answer.trace}")
-        self._timeouts = 0
+            return Lost(CRASHED, BrokenProcessPool(message), is_timeout=False)
+        if isinstance(answer, Failure):
+            answer.reraise()
         result: Result = answer
         return result
 
-    def _give_up(self, worker: "_Worker") -> _Lost:
+    def _give_up(self, worker: "_Worker") -> Lost:
         self._remove(worker)
-        self._timeouts += 1
         reason = _timeout_reason(self._timeout_s)
-        if self._timeouts > _MAX_TIMEOUTS:
-            raise Stuck(
-                f"{self._timeouts} inputs in a row {reason}: the storage does not answer; fix: run the same "
-                "command again when it does"
-            )
-        return _Lost(reason, Stuck(f"an input {reason}; fix: run the same command again"), may_retry=False)
+        return Lost(reason, Stuck(f"an input {reason}; fix: run the same command again"), is_timeout=True)
 
     def _remove(self, worker: "_Worker") -> None:
         worker.kill()
@@ -250,7 +295,7 @@ class _Worker:
             self.connection.send((function, job))
 
     def receive(self) -> Any:
-        """Return the result of the job or a `_Failure`; raise an error if the process has ended."""
+        """Return the result of the job or a `Failure`; raise an error if the process has ended."""
         answer = self.connection.recv()
         self.position = None
         return answer
@@ -277,7 +322,7 @@ def _run_worker(connection: Connection, heartbeats: Any) -> None:
             except EOFError:
                 return
             except Exception as error:  # the main process raises it again
-                answer = _Failure(picklable(error), traceback.format_exc())
+                answer = Failure(picklable(error), traceback.format_exc())
             try:
                 connection.send(answer)
             except BrokenPipeError:

@@ -69,6 +69,7 @@ OWNERS = {
         "pretrain/runtime/processes.py",
     },
     "peft": {"finetune/adapt/lora.py"},
+    "ray": {"data_tools/ray_pool.py"},
     "umap": {"finetune/features/map.py"},
     "onnx": {"finetune/export/programs.py"},
     "onnxruntime": {"finetune/export/programs.py"},
@@ -206,7 +207,7 @@ def test_pyproject_lists_every_package(repo: Path) -> None:
 
 def test_every_imported_library_is_a_declared_dependency(repo: Path) -> None:
     project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
-    used = ("train", "s3", "http", "hub", "lora", "maps", "export", "huggingface")
+    used = ("train", "s3", "http", "hub", "lora", "maps", "ray", "export", "huggingface")
     extras = [project["optional-dependencies"][name] for name in used]
     declared = {re.split(r"[<>=\[ ]", given)[0] for given in sum(extras, project["dependencies"])}
     names = {

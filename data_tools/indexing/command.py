@@ -51,7 +51,7 @@ from kinemae.data_tools.manifest.class_map import (
     warn_of_labels,
 )
 from kinemae.data_tools.manifest.table import Row, unify_columns
-from kinemae.data_tools.pool import TIMEOUT_S
+from kinemae.data_tools.pool import TIMEOUT_S, Engine, check_engine
 from kinemae.data_tools.sharding.rejects import NOTES_NAME, check_rejects, warn_of_notes
 from kinemae.data_tools.storage.location import Location, location
 from kinemae.data_tools.storage.retries import mask_secrets
@@ -76,6 +76,7 @@ class IndexConfig(FieldRules):
         max_bad_fraction: stop if a larger fraction of the videos is unreadable; 1 never stops.
         workers: processes; 0 means one per core.
         timeout_s: reject a video after this time without progress.
+        engine: "ray" reads the shards on a Ray cluster.
     """
 
     classes: str | None = None
@@ -83,12 +84,14 @@ class IndexConfig(FieldRules):
     max_bad_fraction: float = 1.0
     workers: int = 0
     timeout_s: float = TIMEOUT_S
+    engine: Engine = "local"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction", "lie in [0, 1]", self.max_bad_fraction)
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)
         require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)
+        check_engine(self.engine)
         is_one = self.classes is None or self.num_classes == 0
         require(is_one, "classes", "be omitted if num_classes is set", self.classes)
 
@@ -136,7 +139,13 @@ def _index(
     out.mkdir(parents=True, exist_ok=True)
     log_file = out / LOG_NAME
     scans = scan_shards(
-        shards, rules, log_file, probe=settings.probe, workers=settings.workers, timeout_s=settings.timeout_s
+        shards,
+        rules,
+        log_file,
+        probe=settings.probe,
+        workers=settings.workers,
+        timeout_s=settings.timeout_s,
+        engine=settings.engine,
     )
     warn_of_unused([scan.unused for scan in scans], rules)
     samples = _unified(shards, [sample for scan in scans for sample in scan.samples])
@@ -146,7 +155,8 @@ def _index(
     classes = _classes(shards, samples, settings.classes, rules)
     warn_of_labels(classes)
     record = dataclasses.asdict(settings)
-    del record["workers"], record["timeout_s"]  # they do not change the result
+    for name in ("workers", "timeout_s", "engine"):  # they do not change the result
+        del record[name]
     report = {}
     for split, folder in folders.items():
         chosen = [number for number, shard in enumerate(shards) if (shard.split or "") == split]

@@ -23,7 +23,7 @@ from kinemae.data_tools.indexing.field_rules import (
 )
 from kinemae.data_tools.indexing.shard_list import InputShard, open_shard
 from kinemae.data_tools.indexing.tar_members import read_member
-from kinemae.data_tools.pool import TIMEOUT_S, imap, imap_unordered
+from kinemae.data_tools.pool import TIMEOUT_S, Engine, imap, imap_unordered
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.resumable import collect_results, load_results
 from kinemae.data_tools.storage.location import location
@@ -92,7 +92,7 @@ class _Job:
     parts: int
 
 
-def scan_shards(
+def scan_shards(  # noqa: PLR0913 - keyword-only, except for the inputs
     shards: Sequence[InputShard],
     rules: FieldRules,
     log_file: Path,
@@ -100,6 +100,7 @@ def scan_shards(
     probe: Probe,
     workers: int,
     timeout_s: float = TIMEOUT_S,
+    engine: Engine = "local",
 ) -> list[ShardScan]:
     """Read all shards, on several processes.
 
@@ -108,7 +109,7 @@ def scan_shards(
     Args:
         probe: see `IndexConfig`.
         log_file: keeps the results, so that a repeated command resumes.
-        timeout_s: see `imap_unordered`.
+        timeout_s, engine: see `imap_unordered`.
 
     Raises:
         StorageUnavailable: a shard cannot be read now.
@@ -119,7 +120,7 @@ def scan_shards(
     known = {key: scan for key, scan in logged.items() if key in jobs and not scan.failure}
     todo = [key for key in jobs if key not in known]
     new = [jobs[key] for key in todo]
-    done = imap_unordered(_scan, new, workers=workers, on_failure=_failed, timeout_s=timeout_s)
+    done = imap_unordered(_scan, new, workers=workers, on_failure=_failed, timeout_s=timeout_s, engine=engine)
     shown = progress(done, total=len(todo), what="index, parts of shards", unit="part")
     scans = collect_results(log_file, known, todo, shown)
     parts: dict[str, list[ShardScan]] = {shard.name: [] for shard in shards}

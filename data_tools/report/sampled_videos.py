@@ -7,7 +7,7 @@ import torch
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import NO_LABEL, Sample
-from kinemae.data_tools.pool import TIMEOUT_S, imap_unordered
+from kinemae.data_tools.pool import TIMEOUT_S, Engine, check_engine, imap_unordered
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.report.collection import Collection
@@ -38,6 +38,7 @@ class ReportConfig:
         near_duplicate_bits: maximum Hamming distance of the 256-bit hashes of near duplicates.
         workers: processes that decode; 0 means one per core.
         timeout_s: limit for a video without progress.
+        engine: "ray" decodes on a Ray cluster.
     """
 
     seed: int = 0
@@ -48,6 +49,7 @@ class ReportConfig:
     near_duplicate_bits: int = 16
     workers: int = 0
     timeout_s: float = TIMEOUT_S
+    engine: Engine = "local"
 
     def __post_init__(self) -> None:
         require(self.samples >= 1, "samples", "be at least 1", self.samples)
@@ -62,6 +64,7 @@ class ReportConfig:
         )
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)
         require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)
+        check_engine(self.engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +129,12 @@ def decode_sampled_videos(collection: Collection, settings: ReportConfig) -> Sam
         number, position = collection.locate(row)
         jobs.append((collection.indexes[number].folder, position))
     results = imap_unordered(
-        compute_stats, jobs, workers=settings.workers, on_failure=failed_stats, timeout_s=settings.timeout_s
+        compute_stats,
+        jobs,
+        workers=settings.workers,
+        on_failure=failed_stats,
+        timeout_s=settings.timeout_s,
+        engine=settings.engine,
     )
     stats = {sorted_rows[at]: result for at, result in progress(results, total=len(jobs), what="decode")}
     return SampledVideos(collection=collection, stats={row: stats[row] for row in rows})

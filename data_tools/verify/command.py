@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from kinemae.data_tools.index import (
     find_leaks,
     open_data_sets,
 )
-from kinemae.data_tools.pool import TIMEOUT_S, imap
+from kinemae.data_tools.pool import TIMEOUT_S, Engine, check_engine, imap
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.verify.compare import (
@@ -51,14 +52,17 @@ class VerifyConfig:
     Attributes:
         workers: processes that read; 0 means one per core.
         timeout_s: limit for a shard or a video without progress.
+        engine: "ray" reads on a Ray cluster.
     """
 
     workers: int = 0
     timeout_s: float = TIMEOUT_S
+    engine: Engine = "local"
 
     def __post_init__(self) -> None:
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)
         require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)
+        check_engine(self.engine)
 
 
 def run_verify(arguments: argparse.Namespace) -> None:
@@ -70,7 +74,7 @@ def run_verify(arguments: argparse.Namespace) -> None:
     settings = load_config(VerifyConfig, None, arguments.overrides)
     sets = open_data_sets(location(arguments.shards), check_shards=False)
     faults = []
-    for fault in verify(sets, full=arguments.full, workers=settings.workers, timeout_s=settings.timeout_s):
+    for fault in verify(sets, full=arguments.full, **asdict(settings)):
         faults.append(fault)
         if len(faults) <= _MAX_LINES:
             log.error("%s", fault)
@@ -91,7 +95,12 @@ def run_verify(arguments: argparse.Namespace) -> None:
 
 
 def verify(
-    sets: dict[str, ShardIndex], *, full: bool, workers: int, timeout_s: float = TIMEOUT_S
+    sets: dict[str, ShardIndex],
+    *,
+    full: bool,
+    workers: int,
+    timeout_s: float = TIMEOUT_S,
+    engine: Engine = "local",
 ) -> Iterator[Fault]:
     """Yield all faults of data sets, and leaks between them.
 
@@ -99,17 +108,18 @@ def verify(
         StorageUnavailable: a shard cannot be read now; it may be intact.
         Stuck: the reading of a shard, or of many videos in a row, timed out.
     """
+    limits: Any = {"workers": workers, "timeout_s": timeout_s, "engine": engine}
     yield from _check_leaks(sets)
     for index in sets.values():
         yield from _check_index(index)
         jobs = _shard_jobs(index.with_removed())
-        checked = imap(check_shard, jobs, workers=workers, timeout_s=timeout_s)
+        checked = imap(check_shard, jobs, **limits)
         for faults in progress(checked, total=len(jobs), what=f"shards of {index.folder}", unit="shard"):
             yield from faults
     for index in sets.values() if full else ():
         handle = IndexHandle.of(index)
         samples = [SampleJob(handle=handle, position=position) for position in range(len(index))]
-        decoded = imap(check_sample, samples, workers=workers, on_failure=failed_sample, timeout_s=timeout_s)
+        decoded = imap(check_sample, samples, on_failure=failed_sample, **limits)
         for faults in progress(decoded, total=len(samples), what=f"videos of {index.folder}"):
             yield from faults
 
