@@ -98,10 +98,9 @@ def imap_unordered(
     Args:
         function: a module-level function.
         workers: number of processes; 0 means one per core, 1 runs the jobs in this process.
-        on_failure: computes the result of a job that crashed twice or timed out, from the job and the
-            reason. Another run may succeed, so the result is not final. None raises the failure.
+        on_failure: the result of a job that crashed twice or timed out; not final. None raises the failure.
         timeout_s: limit without progress. For a job that only uses CPU time the limit is ten times as long.
-        engine: "ray" runs the jobs on a Ray cluster, at most `workers` tasks at a time; 0 means no limit.
+        engine: "ray" runs the jobs on a Ray cluster, in at most `workers` tasks at a time.
 
     Raises:
         BrokenProcessPool: a worker died and there is no `on_failure`.
@@ -111,8 +110,7 @@ def imap_unordered(
         yield from _run_in_main_process(function, jobs, on_failure=on_failure, timeout_s=timeout_s)
         return
     pool = _new_pool(function, jobs, timeout_s=timeout_s, engine=engine)
-    crashed: list[int] = []
-    timeouts = 0  # in a row
+    crashed, timeouts = list[int](), 0  # timeouts in a row
     for positions, count in ((range(len(jobs)), workers), (crashed, 1)):
         for position, outcome in pool.run(deque(positions), count):
             if not isinstance(outcome, Lost):
@@ -121,16 +119,20 @@ def imap_unordered(
                 continue
             timeouts += outcome.is_timeout
             if timeouts > _MAX_TIMEOUTS:
-                raise Stuck(
-                    f"{timeouts} inputs in a row {outcome.reason}: the storage does not answer; fix: run the "
-                    "same command again when it does"
-                )
+                raise _outage(timeouts, outcome.reason)
             if on_failure is None:
                 raise outcome.error
-            if not outcome.is_timeout and positions is not crashed:
-                crashed.append(position)
-            else:
+            if outcome.is_timeout or positions is crashed:
                 yield position, on_failure(jobs[position], outcome.reason)
+            else:
+                crashed.append(position)
+
+
+def _outage(timeouts: int, reason: str) -> Stuck:
+    return Stuck(
+        f"{timeouts} inputs in a row {reason}: the storage does not answer; fix: run the same command again "
+        "when it does"
+    )
 
 
 def check_engine(engine: Engine) -> None:
