@@ -14,7 +14,7 @@ from typing import IO, Any
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import COLUMNS, NO_LABEL, Sample, ShardIndex, load_index
 from kinemae.data_tools.indexing.tar_members import TarMember, read_members, split_key, warn_of_pickles
-from kinemae.data_tools.storage.cache import LocalIndex
+from kinemae.data_tools.storage.cache import LocalIndex, fetch_index
 from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable
 from kinemae.data_tools.storage.retries import raise_if_outage
 from kinemae.data_tools.stream.container import BadVideo
@@ -58,7 +58,12 @@ class IndexHandle:
 
 @lru_cache(maxsize=2)
 def _load_once(handle: IndexHandle) -> ShardIndex:
-    index = load_index(handle.folder, handle.local_index)
+    local_index = handle.local_index
+    if handle.folder.path is None and not local_index.folder.is_dir():  # on another node of a cluster
+        local_index = fetch_index(handle.folder, None)
+        if local_index.state != handle.local_index.state:
+            raise DataError(f"{handle.folder}: the data set has changed; fix: run the same command again")
+    index = load_index(handle.folder, local_index)
     return index.with_removed() if handle.with_removed else index
 
 

@@ -278,3 +278,13 @@ def test_a_decoder_that_crashes_costs_one_sample(shards: Path):
     index = open_index(shards)
     [fault] = failed_sample(SampleJob(handle=IndexHandle.of(index), position=2), "the decoder crashed on it")
     assert f"sample {index.sample(2).key}: the decoder crashed on it" in str(fault)
+
+
+def test_another_machine_opens_the_same_state_of_a_remote_index(shards: Path):
+    with faulty_server(shards) as server:
+        handle = IndexHandle.of(open_index(server.url, check_shards=False))
+        absent = replace(handle, local_index=replace(handle.local_index, folder=Path("/absent")))
+        assert absent.open().sample(3) == open_index(shards).sample(3)
+        rewrite(shards, lambda row: replace(row, key=f"new-{row.key}"))
+        with pytest.raises(DataError, match="has changed"):
+            replace(absent, with_removed=True).open()
