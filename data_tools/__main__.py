@@ -100,6 +100,17 @@ PROGRAM = Program(
             options=(_JSON,),
         ),
         Command(
+            name="duplicates",
+            help="find near duplicates in a whole data set, and list the samples to remove",
+            example="kinemae data duplicates shards duplicates bits=12",
+            run=lazy("kinemae.data_tools.curation.duplicates", "run_duplicates"),
+            positionals=(
+                ("shards", "a data set, or the folder that holds its splits"),
+                ("out", "folder for the lists"),
+            ),
+            options=(_JSON,),
+        ),
+        Command(
             name="bench",
             help="measure how fast training reads a data set on this machine, step by step",
             example="kinemae data bench shards/train clip.stride=2 data.views_per_video=4",

@@ -18,7 +18,6 @@ from kinemae.data_tools.stream.video_reader import read_video
 
 TIMESTAMPS = 8  # spread over the whole video
 STRIP_FRAMES = 4  # every second timestamp, in the strip and in the hash
-HASH_BITS = STRIP_FRAMES * 64
 _STRIP_HEIGHT = 112
 _STRIP_WIDTHS = (40, 220)  # of one picture: other aspect ratios get black borders
 _JPEG_QUALITY = 72
@@ -35,7 +34,7 @@ class VideoStats:
         reason: why the video cannot be read; then all other fields are empty.
         motion: mean absolute difference of successive small grey frames, in grey levels of 0 to 255.
         contrast: standard deviation of all grey values; near 0 for a blank video.
-        hash: `HASH_BITS` bits that change little when a video is re-encoded or resized.
+        hash: `frame_stats.HASH_BITS` bits that change little when a video is re-encoded or resized.
         strip: JPEG of `STRIP_FRAMES` frames side by side; `strip_size` is its size in pixels.
     """
 
