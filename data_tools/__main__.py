@@ -50,10 +50,13 @@ PROGRAM = Program(
         ),
         Command(
             name="merge",
-            help="make one data set of several",
+            help="make one data set of several, or of the parts of `shard`",
             example="kinemae data merge part_1 part_2 merged classes=union",
-            run=lazy("kinemae.data_tools.editing.merge", "run_merge"),
-            variadic=("sources", "data sets or folders of splits, then the folder to make, then overrides"),
+            run=lazy("kinemae.data_tools.editing.parts", "run_merge"),
+            variadic=(
+                "sources",
+                "data sets, folders of splits or OUT/parts, then the folder to make, then overrides",
+            ),
         ),
         Command(
             name="remove",

@@ -45,6 +45,7 @@ OWNERS = {
         "data_tools/encoding/convert.py",
         "data_tools/encoding/deinterlace.py",
         "data_tools/encoding/encode.py",
+        "data_tools/encoding/encoders.py",
         "data_tools/encoding/frame_rate.py",
         "data_tools/encoding/source_decoder.py",
         "data_tools/encoding/resample.py",

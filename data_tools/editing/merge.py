@@ -55,14 +55,6 @@ class MergeConfig:
         require(self.leaks in ("error", "warn"), "leaks", "be error or warn", self.leaks)
 
 
-def run_merge(arguments: argparse.Namespace) -> None:
-    """Write a data set, or one for each split, from several."""
-    folders, overrides = folders_and_overrides(arguments.sources, at_least=2, what="SOURCE ... OUT")
-    config = load_config(MergeConfig, None, overrides)
-    *sources, out = folders
-    merge(open_sources(sources), out, config)
-
-
 def run_add(arguments: argparse.Namespace) -> None:
     """Add the samples of data sets to an existing one, split by split."""
     folders, overrides = folders_and_overrides(arguments.sources, at_least=2, what="SHARDS NEW ...")

@@ -15,12 +15,14 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from kinemae.data_tools.command import log, writing_to
+from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.config import load_config
+from kinemae.data_tools.data_set_files import files_of
 from kinemae.data_tools.files import to_json_text, to_jsonl
 from kinemae.data_tools.index import DATASET_NAME, REJECTED_NAME, open_index
 from kinemae.data_tools.layouts.base import Job
@@ -38,10 +40,10 @@ from kinemae.data_tools.sharding.rejects import (
     warn_of_notes,
     warn_of_temporary,
 )
-from kinemae.data_tools.sharding.split_index import check_contents, write_split_index
+from kinemae.data_tools.sharding.split_index import MADE_BY, check_contents, write_split_index
 from kinemae.data_tools.sharding.splits import shuffled
 from kinemae.data_tools.sharding.transcode import Done, TranscodeResult, forget_rejected, transcode
-from kinemae.data_tools.sharding.windows import SplitWriter, WindowLog
+from kinemae.data_tools.sharding.windows import SplitWriter, WindowLog, restore_rest
 from kinemae.data_tools.storage.location import Location, location
 
 
@@ -61,6 +63,7 @@ def run_shard(arguments: argparse.Namespace) -> None:
     )
     was_complete = done
     if done and settings.retry_rejected and not arguments.dry_run:
+        _check_unchanged(output.out)
         done = not _is_any_readable_now(plan, output)
     if done:
         log.info("%s is complete already", output.out)
@@ -80,6 +83,23 @@ def run_shard(arguments: argparse.Namespace) -> None:
     if arguments.json:
         written = _written(output.out) if done or not arguments.dry_run else {}
         sys.stdout.write(json.dumps({**summary, **written}) + "\n")
+
+
+def _check_unchanged(out: Location) -> None:
+    """Check that no other command changed the data sets of OUT: writing them again would undo its changes.
+
+    Raises:
+        DataError: samples were removed or added.
+    """
+    for split in SPLITS:
+        if (out / split / DATASET_NAME).exists():
+            described = json.loads((out / split / DATASET_NAME).read())
+            command = described["made_by"].get("command")
+            if command != MADE_BY or "removed" in files_of(described):
+                raise DataError(
+                    f"{out / split}: expected a data set that was not changed after `shard`, got one with "
+                    "removed or added samples; fix: shard the videos to a new folder, then `kinemae data add`"
+                )
 
 
 def _is_any_readable_now(plan: Plan, output: Output) -> bool:
@@ -147,13 +167,13 @@ def _shard(plan: Plan, output: Output) -> None:
     before = 0
     for split in SPLITS:
         jobs = _jobs(plan, output, split)
-        writer = SplitWriter(split, output, windows, classes=plan.classes, record=plan.record)
+        rest = restore_rest(split, output, windows, partial(_store, plan, output, jobs))
+        writer = SplitWriter(split, output, windows, rest=rest, classes=plan.classes, record=plan.record)
         for job, result in _transcode(plan, output, jobs[writer.videos :], before + writer.videos):
             writer.add(job.video, result)
             if len(windows.rejected) - len(retried) > _max_rejected(plan):
                 _write_rejects(plan, output, windows)
-        again = [job for job in jobs if job.video.name in retried]
-        for job, result in _transcode(plan, output, again, before):
+        for job, result in _store(plan, output, jobs, retried):
             writer.add(job.video, result, is_retry=True)
         writer.close()
         before += len(jobs)
@@ -162,6 +182,13 @@ def _shard(plan: Plan, output: Output) -> None:
     for split, state in windows.splits.items():
         if state.samples:
             write_split_index(split, plan, output, windows)
+
+
+def _store(
+    plan: Plan, output: Output, jobs: Sequence[Job], names: Container[str]
+) -> Iterator[tuple[Job, TranscodeResult]]:
+    """Store the videos of some names."""
+    return _transcode(plan, output, [job for job in jobs if job.video.name in names])
 
 
 def _limits_of_part(plan: Plan) -> dict[str, Any]:
@@ -192,9 +219,9 @@ def _write_rejects(plan: Plan, output: Output, windows: WindowLog) -> None:
     output.write_text(REJECTED_NAME, to_jsonl(rejected))
     output.write_text(NOTES_NAME, to_jsonl(notes))
     given = {video.name: video.split or "train" for video in plan.manifest.videos}
-    for split, state in windows.splits.items():
-        if state.samples:
-            own = [entry for entry in rejected if given[entry["path"]] == split]
+    for split in SPLITS:
+        own = [entry for entry in rejected if given[entry["path"]] == split]
+        if own or split in windows.splits:
             output.write_text(f"{split}/{REJECTED_NAME}", to_jsonl(own))
     warn_of_notes(notes, NOTES_NAME)
     if plan.part is None:

@@ -5,8 +5,9 @@
     WORK/windows.jsonl     the finished windows, see `windows.py`
     WORK/lock              held while a process writes to OUT
 
-WORK is OUT/work unless the config sets `work_dir`; for a remote OUT it is in the user's cache. Shards of a
-local OUT are written in place; those of a remote OUT are written in WORK and uploaded one by one.
+WORK is OUT/work unless the config sets `work_dir`; for a remote OUT it is in the user's cache. Then OUT/work
+has a copy of each finished window, so that another machine can continue. Shards of a local OUT are written in
+place; those of a remote OUT are written in WORK and uploaded one by one.
 
 A part writes its tars to OUT, and all its other files to OUT/parts/PART, see `parts.py`.
 """
@@ -36,6 +37,7 @@ class Output:
     Attributes:
         out: gets all files except the tars.
         work, spool: folders of this machine.
+        copies: gets copies of the finished windows; None if `work` is in OUT.
     """
 
     def __init__(self, root: Location, work_dir: str | None, part: Part | None = None):
@@ -44,6 +46,8 @@ class Output:
         self.out = root if part is None else part.folder(root)
         self.work = _work_folder(self.out, work_dir)
         self.spool = self.work / SPOOL_NAME
+        is_inside = self.out.path is not None and self.work == self.out.path / WORK_NAME
+        self.copies = None if is_inside else self.out / WORK_NAME
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -85,11 +89,8 @@ class Output:
         return (self._root / split).list_sizes()
 
     def shard_reference(self, split: str, name: str) -> str:
-        """The name of a shard in the index of the split."""
-        if self._part is None:
-            return name
-        place = self._root / split / name
-        return place.url if place.path is None else str(place.path.absolute())
+        """The name of a shard in the index of the split; relative, so that OUT can be moved."""
+        return name if self._part is None else f"../../../{split}/{name}"
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file of OUT, such as train/rejected.jsonl."""
@@ -99,8 +100,12 @@ class Output:
         place.write(text.encode())
 
     def remove_work(self) -> None:
-        """Remove the work folder."""
+        """Remove the work folder, and the copies in OUT."""
         shutil.rmtree(self.work, ignore_errors=True)
+        for name in self.copies.list() if self.copies is not None else ():
+            (self.copies / name).remove()
+        if self.copies is not None and self.copies.path is not None:
+            shutil.rmtree(self.copies.path, ignore_errors=True)
 
 
 def _work_folder(out: Location, work_dir: str | None) -> Path:

@@ -11,12 +11,13 @@ from kinemae.data_tools.sharding.splits import count_copies, leaks
 from kinemae.data_tools.sharding.windows import WindowLog
 
 _LONG_S = 60
+MADE_BY = "data_tools shard"
 _TYPES = dict(zip((str, int, float), EXTRA_TYPES, strict=True))
 
 
 def write_split_index(split: str, plan: Plan, output: Output, windows: WindowLog) -> None:
     """Write the index of a split, window by window."""
-    made_by = {"command": "data_tools shard", "split": split, "config": plan.record}
+    made_by = {"command": MADE_BY, "split": split, "config": plan.record}
     extra = {name: _TYPES[kind] for name, kind in plan.columns.items()}
     present: set[int] = set()
     long_s: list[float] = []

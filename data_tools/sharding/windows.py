@@ -5,18 +5,20 @@ window is cut into shards, and samples that do not fill one go to the next windo
 samples, as with `segment_s`, the samples are shuffled inside the window.
 
 WORK/windows.jsonl has a line per window. A line is written when the shards of the window are in OUT; then its
-samples leave the spool folder.
+samples leave the spool folder. If WORK is not in OUT, OUT/work holds a copy of each line, so that another
+machine can continue.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kinemae.data_tools.command import log
+from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.index import Shard
+from kinemae.data_tools.layouts.base import Job
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.sharding.output import Output
 from kinemae.data_tools.sharding.rows import Row, SplitSample, index_row, shard_sample
@@ -34,6 +36,8 @@ from kinemae.data_tools.sharding.transcode import (
 
 SHARDS = 4  # per window
 _WINDOWS_NAME = "windows.jsonl"
+_COPY_ENDING = ".window.json"
+Store = Callable[[Container[str]], Iterable[tuple[Job, TranscodeResult]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +91,23 @@ class WindowLog:
         self.rejected: dict[str, Mapping[str, Any]] = {}
         self.notes: dict[str, Mapping[str, Any]] = {}
         self.splits: dict[str, SplitState] = {}
+        self._copies = output.copies
+        if self._copies is not None and not self.file.exists():
+            copies = [(self._copies / name).read() for name in self._copies.list(_COPY_ENDING)]
+            self.file.write_bytes(b"".join(copies))
         self._drop_unusable(output)
         for window in self.windows():
             self._count(window)
 
     def add(self, window: Window) -> None:
         """Append a window, durably."""
+        line = json.dumps(asdict(window), ensure_ascii=False) + "\n"
+        if self._copies is not None:
+            (self._copies / _copy_name(sum(state.windows for state in self.splits.values()))).write(
+                line.encode()
+            )
         with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(window), ensure_ascii=False) + "\n")
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
         self._count(window)
@@ -115,35 +128,25 @@ class WindowLog:
                     yield _parse(json.loads(line)), end
 
     def _drop_unusable(self, output: Output) -> None:
-        """Drop the windows from the first one on whose shards are missing, or whose rest is lost."""
+        """Drop the windows from the first one on whose shards are missing, and an incomplete last line."""
         sizes: dict[str, dict[str, int | None]] = {}
-        ends = [0]
-        total, is_good = 0, True
+        ends, total = [0], 0
         for window, end in self._lines():
-            total += 1
             if window.split not in sizes:
                 sizes[window.split] = output.shard_sizes(window.split)
             found = sizes[window.split]
-            is_good = is_good and all(found.get(shard.name) == shard.bytes for shard in window.shards)
-            if is_good:
-                is_whole = all(self._is_left(*each, output.spool) for each in window.rest)
-                ends.append(end if is_whole else -1)
-        while ends[-1] < 0:
-            ends.pop()
+            if len(ends) == total + 1 and all(found.get(one.name) == one.bytes for one in window.shards):
+                ends.append(end)
+            total += 1
         if len(ends) <= total:
             log.warning(
                 "%s: %d windows of finished shards are incomplete and are written again",
                 *(output.out, total + 1 - len(ends)),
             )
+            for number in range(len(ends) - 1, total if self._copies is not None else 0):
+                (self._copies / _copy_name(number)).remove()
         if self.file.exists():
             os.truncate(self.file, ends[-1])
-
-    def _is_left(self, name: str, stored: StoredSample, content: str, stamp: str, spool: Path) -> bool:
-        """Check whether a sample that is in no shard still has its bytes."""
-        if stored.is_spooled:
-            return is_stored(stored, spool)
-        [state] = source_states([self.find_video(name)])
-        return state.stamp == stamp
 
     def _count(self, window: Window) -> None:
         for name in window.contents:
@@ -160,10 +163,53 @@ class WindowLog:
         )
 
 
+def restore_rest(split: str, output: Output, windows: WindowLog, store: Store) -> list[SplitSample]:
+    """The samples of an earlier run that are in no shard yet; those whose bytes are lost are stored again.
+
+    Args:
+        store: stores the videos with these names.
+
+    Raises:
+        DataError: a video no longer gives its sample.
+    """
+    state = windows.splits.get(split, SplitState())
+    rest = {
+        stored.key: SplitSample(video=windows.find_video(name), stored=stored, content=content, stamp=stamp)
+        for name, stored, content, stamp in state.rest
+    }
+    lost = {key for key, sample in rest.items() if not _is_left(sample, output.spool)}
+    for job, result in store({rest[key].video.name for key in lost}) if lost else ():
+        for stored in result.samples:
+            if stored.key in lost:
+                rest[stored.key] = SplitSample(
+                    video=job.video, stored=stored, content=result.content, stamp=result.stamp
+                )
+                lost.remove(stored.key)
+            elif stored.is_spooled and stored.key not in rest:
+                stored_file(stored, output.spool).unlink()
+        forget(output.work, [result.stamp])
+    if lost:
+        video = rest[min(lost)].video
+        raise DataError(
+            f"{video.name}: expected the video that was read before, got another one, or none; fix: remove "
+            f"{output.out} and run the command again"
+        )
+    return list(rest.values())
+
+
+def _is_left(sample: SplitSample, spool: Path) -> bool:
+    """Check whether the bytes of a sample are those that were checked."""
+    if sample.stored.is_spooled:
+        return is_stored(sample.stored, spool)
+    [state] = source_states([sample.video])
+    return state.stamp == sample.stamp
+
+
 class SplitWriter:
     """Writes the shards of a split.
 
     Args:
+        rest: see `restore_rest`.
         classes: in the order of their numbers.
         record: the config, as dataset.json holds it.
 
@@ -177,6 +223,7 @@ class SplitWriter:
         output: Output,
         windows: WindowLog,
         *,
+        rest: Sequence[SplitSample],
         classes: Sequence[str],
         record: Mapping[str, Any],
     ):
@@ -187,10 +234,7 @@ class SplitWriter:
         self._seed: int = record["seed"]
         self._samples_per_shard: int = record["samples_per_shard"]
         self._bytes_per_shard: int = record["megabytes_per_shard"] * 1_000_000
-        self._rest = [
-            SplitSample(video=windows.find_video(name), stored=stored, content=content, stamp=stamp)
-            for name, stored, content, stamp in state.rest
-        ]
+        self._rest = list(rest)
         self._clear()
 
     def add(self, video: SourceVideo, result: TranscodeResult, *, is_retry: bool = False) -> None:
@@ -262,6 +306,10 @@ class SplitWriter:
         self._shards += len(written)
         self._number += 1
         self._clear()
+
+
+def _copy_name(number: int) -> str:
+    return f"{number:06d}{_COPY_ENDING}"
 
 
 def _parse(fields: dict[str, Any]) -> Window:

@@ -60,16 +60,21 @@ class Location:
         return f"Location({str(self)!r})"
 
     def __truediv__(self, name: str) -> "Location":
-        """An entry of this folder; a URL or an absolute path as `name` replaces this location."""
+        """An entry of this folder, or of one above it for `../`; a URL or an absolute path replaces it."""
         if _SCHEME.match(name) or name.startswith("/"):
             return location(name, retry_policy=self.retry_policy)
         if self.path is not None:
             return Location(str(self.path / name), self.retry_policy)
-        if self._scheme not in _WEB:
-            return Location(f"{self.url.rstrip('/')}/{name}", self.retry_policy)
+        is_web = self._scheme in _WEB
         parts = urlsplit(self.url)
-        path = f"{parts.path.rstrip('/')}/{quote(name)}"
-        return Location(urlunsplit(parts._replace(path=path)), self.retry_policy)
+        start, folder = ("", parts.path) if is_web else self.url.split("://", 1)
+        folder = folder.rstrip("/")
+        while name.startswith("../") and "/" in folder:
+            name, folder = name.removeprefix("../"), folder.rpartition("/")[0]
+        if is_web:
+            path = f"{folder}/{quote(name)}"
+            return Location(urlunsplit(parts._replace(path=path)), self.retry_policy)
+        return Location(f"{start}://{folder}/{name}", self.retry_policy)
 
     @property
     def is_remote(self) -> bool:

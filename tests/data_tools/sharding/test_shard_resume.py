@@ -2,6 +2,7 @@
 
 import fcntl
 import itertools
+import json
 import random
 import shutil
 import signal
@@ -95,27 +96,17 @@ def test_finished_videos_are_not_encoded_again(collection: Path, unbroken: Path,
 
 
 @pytest.mark.parametrize("layout", ["h264", "copy"])
-def test_every_stop_between_windows_resumes_to_the_same_bytes(
-    layout: str, collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_every_stop_between_windows_resumes_to_the_same_bytes(layout: str, collection: Path, tmp_path: Path):
     """Stop before each shard in turn; the scratch folder never holds more than a window and a rest."""
     arguments = [f"layout.name={layout}", "samples_per_shard=2", "validation_fraction=0.25"]
     arguments += ["segment_s=1"] if layout != "copy" else []
     assert shard(collection, tmp_path / "unbroken", *arguments) == 0
-    out, write, left = tmp_path / "out", Output.write_shard, 0
-
-    def stop_later(*given: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise DataError("stopped")
-        return write(*given)
-
-    monkeypatch.setattr(Output, "write_shard", stop_later)
+    out = tmp_path / "out"
     for each in itertools.count(1):
-        left = SHARDS + each % 2  # a window has four or five shards
-        if shard(collection, out, *arguments) == 0:
-            break
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(SHARDS + each % 2, patch)  # a window has four or five shards
+            if shard(collection, out, *arguments) == 0:
+                break
         spooled = list((out / "work" / "spool").iterdir())
         assert len(spooled) <= (0 if layout == "copy" else 4 * 2 * (SHARDS + 1))
         assert not (out / "train" / "dataset.json").exists()
@@ -172,6 +163,65 @@ def test_missing_shards_of_a_stopped_command_are_written_again(
     assert shard(collection, out, *ARGUMENTS) == 0
     assert "windows of finished shards are incomplete and are written again" in capsys.readouterr().err
     assert contents(out) == contents(unbroken)
+
+
+def stop_after(shards: int, patch: pytest.MonkeyPatch) -> None:
+    """Let `shard` fail after this number of shards."""
+    write, left = Output.write_shard, shards
+
+    def stop_later(*given: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise DataError("stopped")
+        return write(*given)
+
+    patch.setattr(Output, "write_shard", stop_later)
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_another_machine_continues_with_its_own_work_folder(
+    is_remote: bool, collection: Path, request: pytest.FixtureRequest, tmp_path: Path
+):
+    arguments = ("samples_per_shard=2", "validation_fraction=0", "layout.name=copy")
+    assert shard(collection, tmp_path / "unbroken", *arguments) == 0
+    place = location(f"{request.getfixturevalue('bucket')}/set" if is_remote else tmp_path / "out")
+    stored = []
+    for machine in range(3):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(SHARDS if machine < 2 else 100, patch)
+            work = f"work_dir={tmp_path / str(machine)}"
+            assert shard(collection, place.url, *arguments, work) == (3 if machine < 2 else 0)
+        stored += [lines(log) for log in (tmp_path / str(machine)).glob("*/transcoded.jsonl")]
+    assert stored == [9, 1]  # of 17 videos, after the first window of 8
+    for name, content in contents(tmp_path / "unbroken").items():
+        file = place
+        for part in name.split("/"):
+            file = file / part
+        assert file.read() == content
+    assert "work" not in place.list()
+
+
+def test_samples_of_a_lost_work_folder_are_stored_again(
+    collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A window ends with samples that fill no shard: their bytes are only in the work folder."""
+    source, out = tmp_path / "videos", tmp_path / "out"
+    shutil.copytree(collection, source)
+    arguments = ("samples_per_shard=3", "validation_fraction=0", "segment_s=1")
+    assert shard(source, tmp_path / "unbroken", *arguments) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(SHARDS, patch)
+        assert shard(source, out, *arguments, f"work_dir={tmp_path / 'first'}") == 3
+    [log] = (tmp_path / "first").glob("*/windows.jsonl")
+    [name, *_] = json.loads(log.read_text())["rest"][0]
+    whole = (source / name).read_bytes()
+    (source / name).write_bytes(bytes(len(whole)))
+    assert shard(source, out, *arguments, f"work_dir={tmp_path / 'second'}") == 3
+    assert f"{name}: expected the video that was read before, got another one" in capsys.readouterr().err
+    (source / name).write_bytes(whole)
+    assert shard(source, out, *arguments, f"work_dir={tmp_path / 'third'}") == 0
+    assert contents(out) == contents(tmp_path / "unbroken")
 
 
 def test_a_copied_video_that_changes_before_it_is_in_a_shard_is_read_again(

@@ -339,3 +339,16 @@ def test_an_interrupted_upload_is_detected_and_repeated(
         place.upload(tmp_path / "shard")
         assert place.read() == DATA
         assert place.size() == len(DATA)
+
+
+@pytest.mark.parametrize(
+    "folder, name, expected",
+    [
+        ("s3://bucket/set/parts/part/train/", "../../../train/a.tar", "s3://bucket/set/train/a.tar"),
+        ("s3://bucket/set", "../../a.tar", "s3://bucket/../a.tar"),
+        ("https://host/set/train?key=1", "../test/a b.tar", "https://host/set/test/a%20b.tar?key=1"),
+        ("/set/parts/part/train", "../../../train/a.tar", "/set/parts/part/train/../../../train/a.tar"),
+    ],
+)
+def test_an_entry_may_be_above_its_folder_but_not_above_its_bucket(folder: str, name: str, expected: str):
+    assert (location(folder) / name).url == expected
