@@ -35,7 +35,7 @@ def not_a_data_set(folder: Location, names: Sequence[str]) -> DataError:
     splits = list_data_sets(folder, names[0])
     hint = f"; did you mean {' or '.join(str(folder / split) for split in splits[:3])}?" if splits else ""
     if not splits and any(name.endswith(".tar") for name in _sizes(folder)):
-        hint = f"; fix: make an index of its tars with `{_index(folder)}`"
+        hint = f"; fix: make an index of its tars with `{index_command(folder)}`"
     elif not splits and folder.path is not None and _holds_video(folder.path):
         made = f"kinemae data shard {shlex.quote(str(folder))} OUT"
         hint = f"; fix: make a data set of its videos with `{made}` and give OUT/train"
@@ -101,10 +101,11 @@ def _folder_of(tars: Location, mark: str) -> str:
             return f"give {above}"
     except StorageError:
         pass
-    return f"make an index with `{_index(tars, 'INDEXES')}` and give INDEXES"
+    return f"make an index with `{index_command(tars, 'INDEXES')}` and give INDEXES"
 
 
-def _index(place: Location, out: str = "") -> str:
+def index_command(place: Location, out: str = "") -> str:
+    """The command that makes an index of tars."""
     return f"kinemae data index {shlex.quote(str(place))} {out}".rstrip()
 
 

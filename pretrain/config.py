@@ -6,6 +6,7 @@ from typing import ClassVar
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.stream.loader import ClipConfig
+from kinemae.data_tools.stream.streamed_clips import BUFFER
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.representation_monitor import MonitorConfig
 from kinemae.pretrain.runtime.settings import RunConfig, TrainingData
@@ -16,9 +17,11 @@ class DataConfig(TrainingData):
     """The training data: one data set or several.
 
     Attributes:
-        shards: a folder of shards, made by `kinemae data shard`.
+        shards: a folder of shards, made by `kinemae data shard`; or a tar, or a pattern of tars such as
+            s3://bucket/x-{0000..0999}.tar, which are read in sequence without an index.
         mixture: several such folders instead, each with its weight: its fraction of the clips.
         concatenate: several such folders instead, read as one: each sample once per epoch.
+        shuffle_buffer: for tars without an index: samples from which each loader worker draws.
     """
 
     ALTERNATIVES: ClassVar[tuple[str, ...]] = ("shards", "mixture", "concatenate")
@@ -26,9 +29,11 @@ class DataConfig(TrainingData):
     shards: str | None = None
     mixture: dict[str, float] | None = None
     concatenate: list[str] | None = None
+    shuffle_buffer: int = BUFFER
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.shuffle_buffer >= 1, "data.shuffle_buffer", "be at least 1", self.shuffle_buffer)
         given = [f"data.{name}" for name in self.ALTERNATIVES if getattr(self, name) is not None]
         if len(given) > 1:
             require(False, given[0], f"be null if {given[1]} is set", getattr(self, given[0][5:]))

@@ -4,7 +4,7 @@ The loss of a masked autoencoder does not show collapse. The first process encod
 periodically: centre crops, all tokens, no noise, no masking. The training is not affected.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.stream.loader import ClipConfig, EvaluationItem, evaluation_loader
 from kinemae.data_tools.stream.mixture import SeveralSets
+from kinemae.data_tools.stream.streamed_clips import StreamedClips
 from kinemae.data_tools.stream.yuv_to_rgb import on_device, to_luma
 from kinemae.pretrain.callbacks import Schedule, eval_mode
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
@@ -93,6 +94,27 @@ class Videos:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FirstVideos:
+    """A clip of each of the first videos of a stream of tars, read again each time."""
+
+    clips: StreamedClips
+    count: int
+
+    def __iter__(self) -> Iterator[EvaluationItem]:
+        """The readable videos, one at a time."""
+        for number in range(self.count):
+            batch = self.clips.batch(range(number, number + 1))
+            if not batch.skipped:
+                yield EvaluationItem(
+                    pixels=batch.pixels,
+                    time_VT=batch.time_BT,
+                    label=int(batch.label_B),
+                    key=batch.keys[0],
+                    position=number,
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class KnnProbe:
     """Labelled training and validation videos of a nearest-neighbour classifier."""
 
@@ -106,13 +128,13 @@ class RepresentationMonitor:
     """Callback that computes the measures.
 
     Attributes:
-        videos: of one data set, or of each set of a mixture.
+        videos: of one data set, of each set of a mixture, or of a stream of tars.
         pruning: determines the fraction of tokens to keep.
         probe: None for no probe.
     """
 
     model: MaskedAutoencoder
-    videos: Sequence[Videos]
+    videos: Sequence[Iterable[EvaluationItem]]
     pruning: Pruning
     schedule: Schedule
     probe: KnnProbe | None = None

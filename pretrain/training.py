@@ -1,20 +1,27 @@
 """Build and check a pretraining run before any process group starts; run it; export the encoder."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import require
+from kinemae.data_tools.folder_checks import index_command
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.orders.base import Order, build_order
 from kinemae.data_tools.overrides import as_override
+from kinemae.data_tools.storage.location import location
+from kinemae.data_tools.stream.augment import NO_AUGMENTATION
 from kinemae.data_tools.stream.frame_sampling import check_stride
-from kinemae.data_tools.stream.loader import Annotate, TrainingClips
+from kinemae.data_tools.stream.loader import Annotate, EvaluationItem, TrainingClips
 from kinemae.data_tools.stream.mixture import Mixture, SeveralSets, open_source
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
+from kinemae.data_tools.stream.streamed_clips import StreamedClips
+from kinemae.data_tools.stream.tar_list import TarList, is_tars, open_tars
 from kinemae.data_tools.stream.training_clips import sample_order
 from kinemae.pretrain.builders import Components, build_components, build_model, token_selection
 from kinemae.pretrain.callbacks import Schedule
@@ -32,7 +39,13 @@ from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.blocks import set_up_blocks
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.reconstructions import ReconstructionLogger
-from kinemae.pretrain.representation_monitor import KnnProbe, RepresentationMonitor, open_probe, spread_videos
+from kinemae.pretrain.representation_monitor import (
+    FirstVideos,
+    KnnProbe,
+    RepresentationMonitor,
+    open_probe,
+    spread_videos,
+)
 from kinemae.pretrain.runtime.engine import check_engine
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs, original_places
 from kinemae.pretrain.runtime.loop import Callback, Trainer
@@ -51,7 +64,7 @@ class Plan:
 
     config: PretrainConfig
     processes: Processes
-    index: ShardIndex | SeveralSets
+    index: ShardIndex | SeveralSets | TarList
     batch: BatchPlan
     order: Order
     split: TokenSelection
@@ -67,7 +80,7 @@ class Plan:
         return {
             "run_dir": config.run_dir,
             "continues": self.continues,
-            "samples": len(self.index),
+            "samples": None if isinstance(self.index, TarList) else len(self.index),
             "steps": config.steps,
             "epochs": self._epochs(),
             "global_clips": self.batch.global_clips,
@@ -83,8 +96,10 @@ class Plan:
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
 
-    def _epochs(self) -> float | dict[str, float]:
-        """Number of epochs; in a mixture, of each set."""
+    def _epochs(self) -> float | dict[str, float] | None:
+        """Number of epochs; in a mixture, of each set; None without an index."""
+        if isinstance(self.index, TarList):
+            return None
         videos = self.config.steps * self.batch.global_clips / self.config.data.views_per_video
         if isinstance(self.index, Mixture):
             return {name: round(epochs, 2) for name, epochs in self.index.epochs(videos).items()}
@@ -222,17 +237,18 @@ def run_pretraining(plan: Plan) -> None:
 def training_clips(plan: Plan, split: Annotate) -> TrainingClips:
     """The clips of a run, annotated by `split`."""
     config = plan.config
-    return TrainingClips(
-        plan.index,
-        clip=config.clip,
-        augment=config.augment,
-        seed=config.seed,
-        views=config.data.views_per_video,
-        annotate=split,
-        needs_luma=plan.split.needs_luma,
-        order=plan.order,
-        videos_per_step=plan.batch.global_clips // config.data.views_per_video,
-    )
+    settings: dict[str, Any] = {
+        "clip": config.clip,
+        "augment": config.augment,
+        "seed": config.seed,
+        "views": config.data.views_per_video,
+        "annotate": split,
+        "needs_luma": plan.split.needs_luma,
+    }
+    if isinstance(plan.index, TarList):
+        return StreamedClips(plan.index, buffer=config.data.shuffle_buffer, **settings)
+    videos_per_step = plan.batch.global_clips // config.data.views_per_video
+    return TrainingClips(plan.index, order=plan.order, videos_per_step=videos_per_step, **settings)
 
 
 def _callbacks(plan: Plan) -> tuple[Callback, ...]:
@@ -269,9 +285,17 @@ def clips_of_pictures(config: PretrainConfig, first: int = 0) -> range:
 
 def _representation_monitor(plan: Plan) -> RepresentationMonitor:
     config = plan.config
+    clips = config.monitor.clips
+    videos: Sequence[Iterable[EvaluationItem]]
+    if isinstance(plan.index, TarList):
+        settings = {"clip": config.clip, "augment": NO_AUGMENTATION, "seed": config.seed}
+        streamed = StreamedClips(plan.index, buffer=1, **settings)
+        videos = [FirstVideos(clips=streamed, count=clips)]
+    else:
+        videos = spread_videos(plan.index, clips, clip=config.clip)
     return RepresentationMonitor(
         model=plan.model,
-        videos=spread_videos(plan.index, config.monitor.clips, clip=config.clip),
+        videos=videos,
         pruning=plan.split.pruning,
         schedule=Schedule(every_steps=config.monitor.every_steps, last_step=config.steps - 1),
         probe=plan.probe,
@@ -293,10 +317,12 @@ def _export(plan: Plan, folder: Path) -> None:
     save_encoder(folder, plan.model.encoder, description)
 
 
-def _open_data(config: PretrainConfig, processes: Processes) -> ShardIndex | SeveralSets:
+def _open_data(config: PretrainConfig, processes: Processes) -> ShardIndex | SeveralSets | TarList:
     data = config.data
     assert data.sources is not None
     _, shards = data.sources
+    if is_tars(data.shards):
+        return _open_tars(config, processes)
     found = open_source(
         shards,
         where=data.where,
@@ -310,14 +336,37 @@ def _open_data(config: PretrainConfig, processes: Processes) -> ShardIndex | Sev
     return found
 
 
-def _inputs(config: PretrainConfig, index: ShardIndex | SeveralSets) -> list[Input]:
+def _open_tars(config: PretrainConfig, processes: Processes) -> TarList:
+    data = config.data
+    assert data.shards is not None
+    needs_index = {
+        "data.where": data.where,
+        "data.weight": data.weight,
+        "data.cache_dir": data.cache_dir,
+        "data.order.name": None if data.order.name == "random" else data.order.name,
+        "loss_guard.spike_sigmas": config.loss_guard.spike_sigmas or None,
+    }
+    tars = open_tars(data.shards, outage_s=data.outage_s, needs_index=needs_index)
+    if processes.is_first:
+        tars.check_ends()
+        log.info(
+            "data.shards: %d tars are read in sequence, without an index; `%s` and data.shards=INDEX give an "
+            "exact order: each sample once per epoch, the same batches after any restart",
+            *(len(tars), index_command(location(data.shards), "INDEX")),
+        )
+    return tars
+
+
+def _inputs(config: PretrainConfig, index: ShardIndex | SeveralSets | TarList) -> list[Input]:
     data, target = config.data, asdict(config.target)
     assert data.sources is not None
     found = data_inputs(data.sources[0], data.shards, index, data.mixture)
     return [*found, *encoder_inputs("init_from", config.init_from), *encoder_inputs("target", target)]
 
 
-def _check_enough(index: ShardIndex | SeveralSets, config: PretrainConfig) -> None:
+def _check_enough(index: ShardIndex | SeveralSets | TarList, config: PretrainConfig) -> None:
+    if isinstance(index, TarList):  # which repeat
+        return
     data = config.data
     assert data.sources is not None
     clips = len(index) * data.views_per_video

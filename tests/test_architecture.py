@@ -19,7 +19,7 @@ MAY_IMPORT = {
 }
 OWNERS = {
     "omegaconf": {"data_tools/config.py"},
-    "webdataset": {"data_tools/sharding/tar_writer.py"},
+    "webdataset": {"data_tools/sharding/tar_writer.py", "data_tools/stream/tar_reader.py"},
     "braceexpand": {"data_tools/indexing/shard_list.py"},
     "pyarrow": {
         "data_tools/conditions.py",
@@ -65,7 +65,8 @@ OWNERS = {
     "torch.utils.tensorboard": {"pretrain/runtime/metrics.py"},
     "torchvision": {"data_tools/stream/colour.py"},
     "torch.distributed": {
-        "data_tools/stream/clip_dataset.py",
+        "data_tools/stream/clip_reader.py",
+        "data_tools/stream/clip_stream.py",
         "launch/doctor/probe/group.py",
         "pretrain/runtime/processes.py",
     },

@@ -191,6 +191,19 @@ def read_shard(shard: InputShard, rules: FieldRules, file: IO[bytes] | None = No
     )
 
 
+def read_stored_row(content: Any, where: str) -> StoredRow | None:
+    """Parse the index row in a KEY.json of `shard`; None for any other json.
+
+    Args:
+        where: tar and sample, for errors.
+
+    Raises:
+        DataError: the row is damaged.
+    """
+    is_row = isinstance(content, dict) and _is_stored_row(content)
+    return _parse_stored_row(content, where) if is_row else None
+
+
 def read_shards(shards: Sequence[InputShard], rules: FieldRules) -> list[ShardContents]:
     """Read the headers of all shards, several at a time."""
     with ThreadPoolExecutor(_MAX_REQUESTS) as threads:

@@ -128,7 +128,7 @@ def group_members(members: Sequence[TarMember], name: str, *, video: str = "") -
             ignored += 1
         elif member.link:
             keys.setdefault(key, {})
-            links[key] = member if _is_video(extension) else links.get(key, member)
+            links[key] = member if is_video_extension(extension) else links.get(key, member)
         elif extension in keys.setdefault(key, {}):
             raise DataError(
                 f"{name}: expected unique members, got {member.name} twice; fix: remove or rename one"
@@ -158,8 +158,7 @@ def split_key(name: str) -> tuple[str, str]:
 
 def warn_of_pickles(members: Iterable[TarMember], tar: str) -> set[str]:
     """Log the number of pickled members and the first one; returns their names."""
-    names = [member.name for member in members]
-    pickles = [name for name in names if name.rpartition(".")[2].lower() in _PICKLE_EXTENSIONS]
+    pickles = [member.name for member in members if is_pickle(member.name)]
     if pickles:
         log.warning(
             "%s holds %d pickled members, first %s: they can run code and are never read; do not call "
@@ -167,6 +166,11 @@ def warn_of_pickles(members: Iterable[TarMember], tar: str) -> set[str]:
             *(tar, len(pickles), pickles[0]),
         )
     return set(pickles)
+
+
+def is_pickle(name: str) -> bool:
+    """Check whether a member is pickled, by its extension."""
+    return name.rpartition(".")[2].lower() in _PICKLE_EXTENSIONS
 
 
 def read_member(file: IO[bytes], member: TarMember, name: str) -> bytes:
@@ -185,7 +189,8 @@ def read_member(file: IO[bytes], member: TarMember, name: str) -> bytes:
     return content
 
 
-def _is_video(extension: str) -> bool:
+def is_video_extension(extension: str) -> bool:
+    """Check whether a member is a video; `v2.0 a.mp4` has the extension `0 a.mp4`."""
     return extension.rpartition(".")[2] in VIDEO_EXTENSIONS
 
 
@@ -220,7 +225,7 @@ def _check_end(file: IO[bytes], name: str, end: int, members: Sequence[TarMember
 def _video_of(found: dict[str, TarMember], where: str, extension: str) -> TarMember | None:
     if extension:
         return found.get(extension.lower())
-    videos = [member for name, member in found.items() if _is_video(name)]
+    videos = [member for name, member in found.items() if is_video_extension(name)]
     if len(videos) > 1:
         raise DataError(
             f"{where}: expected one video, got {videos[0].name} and {videos[1].name}; fix: select one by its "

@@ -47,6 +47,10 @@ class AugmentConfig(ColourConfig):
         require(bool(self.scales) and falls, "augment.scales", "fall within (0, 1]", self.scales)
 
 
+NO_AUGMENTATION = AugmentConfig(min_scale=1, min_aspect=1, max_aspect=1, flip=False)
+"""The largest square in the centre."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Crop:
     """A crop in pixels."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class ClipBatch:
         flipped_B: bool, whether the clip was flipped left to right.
         keys: the samples' keys, in order.
         skipped: the reasons of the clips with weight 0.
+        columns: values of each clip that a stream of tars adds.
+        tars_done: numbers of the tars of a stream whose last sample is in this batch, see `tar_list`.
     """
 
     pixels: Pixels
@@ -47,6 +50,8 @@ class ClipBatch:
     flipped_B: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
     keys: tuple[str, ...] = ()
     skipped: tuple[SkippedClip, ...] = ()
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    tars_done: tuple[int, ...] = ()
 
     @property
     def clip_BCTHW(self) -> Tensor:

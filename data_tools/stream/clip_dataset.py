@@ -1,37 +1,35 @@
 """Training clips as a torch `IterableDataset`, for training loops outside KineMAE."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch import distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
-from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.command import DataError
 from kinemae.data_tools.conditions import check_columns
 from kinemae.data_tools.config import load_config, require
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.overrides import as_overrides
-from kinemae.data_tools.randomness import derived_seed
-from kinemae.data_tools.stream.augment import AugmentConfig
-from kinemae.data_tools.stream.batch import SkippedClip
+from kinemae.data_tools.stream.augment import NO_AUGMENTATION, AugmentConfig
+from kinemae.data_tools.stream.clip_reader import (
+    MAX_WORKERS,
+    Batch,
+    ClipReader,
+    ReadBatch,
+    Transform,
+    checked_batches,
+    rank_and_world,
+)
+from kinemae.data_tools.stream.clip_stream import ClipStream
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, clip_with
 from kinemae.data_tools.stream.loader import TIMEOUT_S, read_items
-from kinemae.data_tools.stream.mixture import SeveralSets, Sources, locate_sample, open_source
+from kinemae.data_tools.stream.mixture import SeveralSets, Sources, open_source
+from kinemae.data_tools.stream.streamed_clips import StreamedClips
+from kinemae.data_tools.stream.tar_list import is_tars, open_tars
 from kinemae.data_tools.stream.training_clips import TrainingClips
-
-NO_AUGMENTATION = AugmentConfig(min_scale=1, min_aspect=1, max_aspect=1, flip=False)
-"""The largest square in the centre."""
-
-_FEW_BAD_CLIPS = 10
-_MAX_WORKERS = 1024  # of a DataLoader
-
-Batch = dict[str, Any]
-Transform = Callable[[Tensor], Any]
 
 
 def clips(  # noqa: PLR0913 - all but the first two by name
@@ -52,16 +50,17 @@ def clips(  # noqa: PLR0913 - all but the first two by name
     max_bad_fraction: float = 0.01,
     timeout_s: float = TIMEOUT_S,
     **settings: Any,
-) -> "ClipDataset":
+) -> "ClipDataset | ClipStream":
     """Open shards as a dataset of training clips in a shuffled order that depends only on the seed.
 
     Args:
-        shards: folder or URL of a data set; a list of them, read as one; or several with their weights.
+        shards: folder or URL of a data set; a list of them, read as one; or several with their weights. Or
+            tars without an index: one, a pattern, or a list of them; see `ClipStream`.
         clip: frames, stride or frame rate, and size, such as `model.clip`.
         batch_size: clips of a step of one process; None: single clips.
         augment: an `AugmentConfig`, its keys, or True for its defaults; False: the largest centred square.
         transform: called with each clip_CTHW; random numbers of torch depend on the seed and the clip.
-        columns: columns of the index to add, for example captions.
+        columns: columns of the index to add, for example captions; for tars, extensions of members.
         where, weight: as `data.where` and `data.weight`: a condition over columns, and a column.
         views: neighbouring clips of a batch that are cut from one decoded video.
         workers: loader processes. They read ahead, and `state_dict` counts the clips that were used.
@@ -74,64 +73,11 @@ def clips(  # noqa: PLR0913 - all but the first two by name
         ValueError, DataError: wrong settings; the shards cannot be used.
     """
     _check_numbers(batch_size, views, workers, max_bad_fraction, timeout_s)
-    source, config = _open(shards, where, weight, columns), clip_with(clip, **settings)
-    augmentation = _augmentation(augment)
-    read = TrainingClips(source, clip=config, augment=augmentation, seed=seed, views=views)
-    reader = ClipReader(read, batch_size, transform, tuple(columns))
-    return ClipDataset(reader, workers, (rank, world), max_bad_fraction, timeout_s)
-
-
-@dataclass(frozen=True)
-class ClipReader:
-    """Read clips at positions of the run, as dictionaries."""
-
-    clips: TrainingClips
-    batch_size: int | None
-    transform: Transform | None
-    columns: tuple[str, ...]
-
-    def read(
-        self,
-        positions: range,
-        *,
-        quarantined: Mapping[str, str] | None = None,
-        on_sample: Callable[[str], None] = lambda key: None,
-    ) -> tuple[Batch, tuple[SkippedClip, ...]]:
-        """Read a batch, or a single clip; also return the clips that could not be read."""
-        found = self.clips.batch(positions, quarantined=quarantined, on_sample=on_sample)
-        pixels: Any = found.clip_BCTHW
-        if self.transform is not None:
-            changed = [self._transformed(*each) for each in zip(pixels, positions, strict=True)]
-            pixels = torch.stack(changed) if isinstance(changed[0], Tensor) else changed
-        batch = {
-            **self._column_values(positions),
-            "clip": pixels,
-            "label": found.label_B,
-            "weight": found.weight_B,
-            "key": list(found.keys),
-            "time_s": found.time_BT,
-            "is_flipped": found.flipped_B,
-            "position": found.clip_index_B,
-        }
-        if self.batch_size is None:
-            batch = {name: values[0] for name, values in batch.items()}
-        return batch, found.skipped
-
-    def _transformed(self, clip_CTHW: Tensor, position: int) -> Any:
-        assert self.transform is not None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(self.clips.seed, purpose="transform", sample=position))
-            return self.transform(clip_CTHW)
-
-    def _column_values(self, positions: range) -> Batch:
-        values: Batch = {name: [] for name in self.columns}
-        for position in positions:
-            found = locate_sample(
-                self.clips.index, seed=self.clips.seed, position=position // self.clips.views
-            )
-            for name, column in values.items():
-                column.append(found.index.value(name, found.position))
-        return values
+    kept = {"clip": clip_with(clip, **settings), "augment": _augmentation(augment), "views": views}
+    training, names = _training_clips(shards, where, weight, columns, {**kept, "seed": seed})
+    kind = ClipStream if isinstance(training, StreamedClips) else ClipDataset
+    reader = ClipReader(training, batch_size, transform, names)
+    return kind(reader, workers, (rank, world), max_bad_fraction, timeout_s)
 
 
 class ClipDataset(IterableDataset[Batch]):
@@ -162,7 +108,7 @@ class ClipDataset(IterableDataset[Batch]):
         self._place = place
         self._clips = 0  # of all processes, used so far
         # Iterations that each worker of a DataLoader has begun; workers do not see changes of `_clips`.
-        self._begun = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
+        self._begun = torch.zeros(MAX_WORKERS, dtype=torch.int64).share_memory_()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -178,7 +124,7 @@ class ClipDataset(IterableDataset[Batch]):
     def __len__(self) -> int:
         """Number of steps of a whole pass, for this process."""
         clips, index = self.reader.clips, self.reader.clips.index
-        _, world = self._rank_and_world()
+        _, world = rank_and_world(self._place)
         steps = len(index) * clips.views // (self._per_process * world)
         if steps == 0:
             raise DataError(
@@ -216,7 +162,7 @@ class ClipDataset(IterableDataset[Batch]):
         self._begun.zero_()
 
     def __iter__(self) -> Iterator[Batch]:
-        rank, world = self._rank_and_world()
+        rank, world = rank_and_world(self._place)
         step_clips = self._per_process * world
         pass_clips = len(self) * step_clips
         worker, first = get_worker_info(), self._clips
@@ -230,14 +176,15 @@ class ClipDataset(IterableDataset[Batch]):
         steps = _Steps(self.reader, starts, rank * self._per_process, self._per_process)
         workers = self.workers if worker is None else 0
         preload = [__name__]
-        checked = self._checked(read_items(steps, workers, self.timeout_s, preload=preload))
-        for start, batch in zip(starts, checked, strict=True):
+        items = read_items(steps, workers, self.timeout_s, preload=preload)
+        checked = checked_batches(items, self._per_process, self.max_bad_fraction)
+        for start, item in zip(starts, checked, strict=True):
             if worker is None:
                 self._clips = start + step_clips
-            yield batch
+            yield item.batch
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_place": self._rank_and_world()}  # started processes are in no group
+        return {**self.__dict__, "_place": rank_and_world(self._place)}  # started processes are in no group
 
     @property
     def _per_process(self) -> int:
@@ -249,36 +196,6 @@ class ClipDataset(IterableDataset[Batch]):
         assert isinstance(source, ShardIndex | SeveralSets)
         weight = source.weight if isinstance(source, SeveralSets) else None
         return {"seed": clips.seed, "views": clips.views, "data": source.identity, "weight": weight}
-
-    def _rank_and_world(self) -> tuple[int, int]:
-        rank, world = self._place
-        if world is None and dist.is_available() and dist.is_initialized():
-            rank, world = dist.get_rank(), dist.get_world_size()
-        world = int(os.environ.get("WORLD_SIZE", 1)) if world is None else world
-        if rank is None and (world == 1 or "RANK" in os.environ):
-            rank = int(os.environ.get("RANK", 0)) if world > 1 else 0
-        if rank is None or not 0 <= rank < world:
-            raise ValueError(
-                f"rank: expected a number from 0 to {world - 1}, since there are {world} processes, got "
-                f"{rank}; fix: give rank= and world=, or iterate after the start of the process group"
-            )
-        return rank, world
-
-    def _checked(self, items: Iterator[tuple[Batch, tuple[SkippedClip, ...]]]) -> Iterator[Batch]:
-        """Name the clips that cannot be read, and stop if they are too many."""
-        done = bad = 0
-        for batch, skipped in items:
-            done, bad = done + self._per_process, bad + len(skipped)
-            for each in skipped:
-                log.warning(
-                    "%s cannot be read: %s; its clip is black and has weight 0", each.key, each.reason
-                )
-            if bad > max(_FEW_BAD_CLIPS, self.max_bad_fraction * done):
-                raise DataError(
-                    f"{bad} of {done} clips could not be read, more than max_bad_fraction="
-                    f"{self.max_bad_fraction} allows; the log above names them; fix: repair or remove them"
-                )
-            yield batch
 
 
 @dataclass(frozen=True)
@@ -295,7 +212,7 @@ class _Steps:
 
     def read(
         self, number: int, *, quarantined: Mapping[str, str], on_sample: Callable[[str], None]
-    ) -> tuple[Batch, tuple[SkippedClip, ...]]:
+    ) -> ReadBatch:
         begin = self.starts[number] + self.offset
         return self.reader.read(
             range(begin, begin + self.count), quarantined=quarantined, on_sample=on_sample
@@ -311,6 +228,17 @@ def _check_numbers(
     require(workers >= 0, "workers", "be at least 0", workers)
     require(0 <= max_bad_fraction <= 1, "max_bad_fraction", "lie in [0, 1]", max_bad_fraction)
     require(timeout_s > 0, "timeout_s", "be above 0", timeout_s)
+
+
+def _training_clips(
+    shards: Sources, where: str | None, weight: str | None, columns: Sequence[str], settings: dict[str, Any]
+) -> tuple[TrainingClips, tuple[str, ...]]:
+    """The clips, and the columns to look up in the index."""
+    if is_tars(shards):
+        assert not isinstance(shards, Mapping)
+        tars = open_tars(shards, needs_index={"where": where, "weight": weight})
+        return StreamedClips(tars, columns=columns, **settings), ()
+    return TrainingClips(_open(shards, where, weight, columns), **settings), tuple(columns)
 
 
 def _open(

@@ -8,7 +8,7 @@ indices. The number of workers and interruptions do not change it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -21,8 +21,9 @@ from kinemae.data_tools.stream.evaluation_clips import EvaluationItem, Evaluatio
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.data_tools.stream.read_ahead import ReadAhead, Request, reading_ahead
+from kinemae.data_tools.stream.streamed_clips import StreamedClips
 from kinemae.data_tools.stream.training_clips import Annotate, TrainingClips
-from kinemae.data_tools.stream.worker import ItemReader
+from kinemae.data_tools.stream.worker import ItemReader, SequentialReader
 from kinemae.data_tools.stream.worker_pool import Prefetcher, WorkerPool
 
 __all__ = [
@@ -63,7 +64,10 @@ def training_loader(  # noqa: PLR0913 - coordinates of the run, all by name
     Raises:
         StorageUnavailable: a storage was down for longer than the index's `outage_s`.
     """
-    micro_batches = _MicroBatches(clips, plan, rank, first_step, last_step)
+    kind = _MicroBatches
+    if isinstance(clips, StreamedClips):  # whose tars are read ahead
+        kind, read_ahead = _StreamedMicroBatches, 0
+    micro_batches = kind(clips, plan, rank, first_step, last_step)
     annotate_module = __name__ if clips.annotate is None else clips.annotate.__module__
     preload = [__name__, annotate_module]
     batches = read_items(
@@ -138,8 +142,33 @@ class _MicroBatches:
         return self.plan.clip_range(self.first_step + steps, accumulation_index, self.rank)
 
 
+@dataclass(frozen=True)
+class _StreamedMicroBatches(_MicroBatches, SequentialReader[ClipBatch]):
+    """Micro-batches of a stream, whose position is the set of the tars that are done."""
+
+    _done: set[int] = field(default_factory=set)  # tars, since the start
+
+    def for_worker(self, worker: int, workers: int) -> _MicroBatches:
+        """See `SequentialReader`."""
+        assert isinstance(self.clips, StreamedClips)
+        own = replace(
+            self.clips.own,
+            rank=self.rank,
+            world=self.plan.world,
+            worker=worker,
+            workers=workers,
+            skipped=frozenset(self._done),
+        )
+        steps = (self.plan, self.rank, self.first_step, self.last_step)
+        return _MicroBatches(self.clips.of_slice(own), *steps)
+
+    def received(self, item: ClipBatch) -> None:
+        """See `SequentialReader`."""
+        self._done.update(item.tars_done)
+
+
 def read_items(
-    reader: ItemReader[Item],
+    reader: ItemReader[Item] | SequentialReader[Item],
     workers: int,
     timeout_s: float,
     *,
@@ -163,6 +192,8 @@ def read_items(
             on_outage=on_outage,
             read_ahead=read_ahead,
         )
+    if isinstance(reader, SequentialReader):
+        reader = reader.for_worker(0, 1)
     return _read_in_process(reader, on_outage, ReadAhead(read_ahead))
 
 

@@ -1,7 +1,7 @@
 """Training clips; each clip is a function of the seed and its position in the run."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
@@ -27,11 +27,13 @@ from kinemae.data_tools.stream.video_reader import (
     skip_quarantined,
 )
 from kinemae.data_tools.stream.views import View, crop_views, training_view
+from kinemae.data_tools.stream.yuv_planes import YuvFrame
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips, map_pixels, to_luma, to_rgb
 
 # Computes index lists of a clip from its augmented luma_THW (see `yuv_to_rgb.to_luma`) and its position in
 # the run. It is pickled for the loader workers.
 Annotate = Callable[[Tensor | None, int], dict[str, Tensor]]
+Frames = Iterator[tuple[YuvFrame, list[int]]]
 
 
 class _ReadClip(NamedTuple):
@@ -92,6 +94,12 @@ class TrainingClips:
         """The sample at a position of the run; positions count videos."""
         return locate_sample(self.index, seed=self.seed, position=position, order=self.order)
 
+    def keys(self, clips: range) -> list[str]:
+        """The sample key of each clip of the run."""
+        positions = [clip // self.views for clip in clips]
+        key_of = {position: self.locate(position).key for position in set(positions)}
+        return [key_of[position] for position in positions]
+
     def upcoming(self, clips: range) -> list[Request]:
         """The reads of consecutive clips, for a read-ahead; `batch` is called for the same clips later."""
         positions = dict.fromkeys(clip // self.views for clip in clips)
@@ -138,6 +146,10 @@ class TrainingClips:
             keys=tuple(each.found.key for each in read),
             skipped=tuple(each.skipped for each in read if each.skipped is not None),
         )
+
+    def decode(self, found: LocatedSample, timestamps_s: list[float]) -> Frames:
+        """Decode frames of a sample, see `yuv_frames_at`."""
+        return decode_sample(found.index, found.sample, timestamps_s, found.block)
 
     def _empty(self, clips: int) -> Pixels:
         """Allocate black clips: planes, or RGB in (B, T, H, W, C) memory order for colour augmentation."""
@@ -193,7 +205,7 @@ class TrainingClips:
                 ]
                 return views
 
-            frames = decode_sample(found.index, sample, timestamps_s, found.block)
+            frames = self.decode(found, timestamps_s)
             if isinstance(pixels, YuvClips):
                 crop_views(frames, choose, pixels)
                 return timestamps_s, views

@@ -4,6 +4,7 @@ import ctypes
 import json
 import signal
 import traceback
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -34,6 +35,7 @@ from kinemae.data_tools.stream.worker_setup import (
 )
 
 Item = TypeVar("Item", covariant=True)
+AnyItem = TypeVar("AnyItem")
 
 _JOIN_S = 1.0  # a killed process that hangs in a network disk takes longer
 _MAX_KEY_BYTES = 4096
@@ -56,6 +58,21 @@ class ItemReader(Protocol, Generic[Item]):
 
     def upcoming(self, number: int) -> Sequence[Request]:
         """The reads of an item's samples in order; only called with a read-ahead."""
+
+
+class SequentialReader(ABC, Generic[AnyItem]):
+    """The data set of a pool whose workers read streams: worker w of W reads the items w, w + W, ..."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def for_worker(self, worker: int, workers: int) -> ItemReader[AnyItem]:
+        """The reader of one worker; for a worker that replaces another one, behind the received items."""
+
+    @abstractmethod
+    def received(self, item: AnyItem) -> None:
+        """Note the position of an item's worker in its stream."""
 
 
 class WorkerStatus(ctypes.Structure):

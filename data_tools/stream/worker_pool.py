@@ -30,7 +30,7 @@ from kinemae.data_tools import heartbeat
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.storage.location import StorageUnavailable
 from kinemae.data_tools.stream.shared_buffers import to_bytes
-from kinemae.data_tools.stream.worker import ItemReader, Worker, WorkerError
+from kinemae.data_tools.stream.worker import ItemReader, SequentialReader, Worker, WorkerError
 from kinemae.data_tools.stream.worker_setup import worker_context
 
 Item = TypeVar("Item")
@@ -62,7 +62,7 @@ class WorkerPool(Iterator[Item], Generic[Item]):
 
     def __init__(
         self,
-        reader: ItemReader[Item],
+        reader: ItemReader[Item] | SequentialReader[Item],
         *,
         workers: int,
         timeout_s: float,
@@ -74,7 +74,9 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         self._on_outage = on_outage or heartbeat.Listener().outage
         self._has_outage = False
         self._context = worker_context([*preload, "kinemae.data_tools.stream.worker"])
-        self._pickled = _pickled(reader, workers)
+        self._sequential = reader if isinstance(reader, SequentialReader) else None
+        self._pickled = b"" if isinstance(reader, SequentialReader) else _pickled(reader, workers)
+        self._count = min(workers, len(reader))
         self._timeout_s = timeout_s
         self._length = len(reader)
         self._read_ahead = read_ahead
@@ -93,8 +95,8 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         self._at_exit = atexit.register(partial(_shutdown, self._processes, self._is_shut_down))
         self._workers: list[Worker[Item]] = []
         try:
-            for _ in range(min(workers, self._length)):
-                self._workers.append(self._start_worker())
+            for place in range(self._count):
+                self._workers.append(self._start_worker(place))
             self._assign_items()
         except BaseException:
             self.close()
@@ -137,24 +139,33 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         self._arrived.clear()
         self._next = self._length
 
-    def _start_worker(self) -> Worker[Item]:
-        worker: Worker[Item] = Worker(self._pickled, self._context, self._read_ahead)
+    def _start_worker(self, place: int) -> Worker[Item]:
+        pickled = self._pickled
+        if self._sequential is not None:
+            pickled = _pickled(self._sequential.for_worker(place, self._count), self._count)
+        worker: Worker[Item] = Worker(pickled, self._context, self._read_ahead)
         self._processes.add(worker.process)
         if self._is_shut_down.is_set():
             worker.process.kill()
         return worker
 
     def _assign_items(self) -> None:
-        """Assign the next items, within the prefetch limit, to the workers with the fewest items."""
+        """Assign the next items, within the prefetch limit, to the workers with the fewest items.
+
+        Streams assign them to the workers in turn.
+        """
         end = min(self._next + self._prefetch * len(self._workers), self._length)
         while self._lost or self._first_unassigned < end:
+            number = self._lost[0] if self._lost else self._first_unassigned
             worker = min(self._workers, key=lambda worker: len(worker.assigned))
+            if self._sequential is not None:
+                worker = self._workers[number % self._count]
             if len(worker.assigned) == self._prefetch:
                 return
+            worker.submit(number, self.quarantined)
             if self._lost:
-                worker.submit(self._lost.pop(0), self.quarantined)
+                self._lost.pop(0)
             else:
-                worker.submit(self._first_unassigned, self.quarantined)
                 self._first_unassigned += 1
 
     def _poll(self, *, wait_s: float) -> None:
@@ -203,6 +214,8 @@ class WorkerPool(Iterator[Item], Generic[Item]):
             return
         if isinstance(item, WorkerError):
             item.reraise()
+        if self._sequential is not None:
+            self._sequential.received(item)
         self._arrived[number] = item
         self._assign_items()
 
@@ -227,7 +240,7 @@ class WorkerPool(Iterator[Item], Generic[Item]):
                 f"{signal.SIGKILL.name} usually means too little memory"
             )
         self._lost = sorted(self._lost + worker.assigned)
-        self._workers[place] = self._start_worker()
+        self._workers[place] = self._start_worker(place)
         self._assign_items()
 
     def _quarantine(self, key: str, cause: str) -> None:

@@ -51,6 +51,7 @@ class RunState:
         rollbacks: number of rollbacks.
         recent: loss and gradient norm of the last applied steps, oldest first; empty without a loss guard.
         validations: the lines of `validation.jsonl`, oldest first.
+        tars: the tars that are done, for data without an index; see `TarsDone.as_json`.
     """
 
     step: int = 0
@@ -63,6 +64,7 @@ class RunState:
     rollbacks: int = 0
     recent: list[list[float]] = field(default_factory=list)
     validations: list[dict[str, Any]] = field(default_factory=list)
+    tars: dict[str, Any] = field(default_factory=dict)
 
 
 def _run_state(folder: Path, stored: dict[str, Any]) -> RunState:

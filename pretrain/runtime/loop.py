@@ -7,6 +7,7 @@ the learning rate. The loop carries only counters (`RunState`).
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED
 from kinemae.data_tools.storage.location import StorageUnavailable
 from kinemae.data_tools.stream.loader import TrainingClips
 from kinemae.data_tools.stream.order import BatchPlan
+from kinemae.data_tools.stream.streamed_clips import StreamedClips, merged_state
 from kinemae.pretrain.runtime.abort import StopSignals, StorageWait
 from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
 from kinemae.pretrain.runtime.engine import Engine
@@ -138,6 +140,7 @@ class _Run:
         self.signals = StopSignals()
         self.validator = trainer.validator
         self.saved_step = 0  # the step of the newest checkpoint
+        self.tars_done: set[int] = set()  # of a stream, by this process since the state of `_run_steps`
         self.may_take_long = True  # the next step may compile, or wait for callbacks
 
     def run(self) -> RunState:
@@ -197,6 +200,7 @@ class _Run:
             state=state,
             on_outage=StorageWait(self.watchdog, self.signals),
         )
+        self.tars_done = step_runner.tars_done
         reporter = Reporter(self.trainer, state, incidents=self.incidents, stragglers=self.stragglers)
         try:
             if is_owed(self.validator, state):
@@ -312,8 +316,17 @@ class _Run:
         """Begin to write a checkpoint."""
         world, stage = self.processes.world, self.config.engine.zero_stage
         with self.watchdog.phase("saving a checkpoint", limit="save_s"):
-            self.checkpoints.save(self.engine, replace(state, world=world, zero_stage=stage))
+            tars = self._tars(state)
+            self.checkpoints.save(self.engine, replace(state, world=world, zero_stage=stage, tars=tars))
         self.saved_step = state.step
+
+    def _tars(self, state: RunState) -> dict[str, Any]:
+        """Collective for a stream. The tars that all processes have done, for a checkpoint."""
+        clips = self.trainer.clips
+        if not isinstance(clips, StreamedClips):
+            return {}
+        done = self.processes.all_gather_object(sorted(self.tars_done))
+        return merged_state(clips, state.tars, chain(*done))
 
     def _save_alone(self, done: int, step_runner: TrainStep, reporter: "Reporter") -> None:
         """Save the steps before a storage outage; a single process only, since a save is collective."""

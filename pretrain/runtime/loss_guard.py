@@ -148,6 +148,4 @@ class IncidentLog:
     def _keys(self, step: int) -> list[str]:
         """The sample key of each clip of the step, over all processes, in the order of the run."""
         first = step * self._plan.global_clips
-        positions = [clip // self._clips.views for clip in range(first, first + self._plan.global_clips)]
-        key_of = {position: self._clips.locate(position).key for position in set(positions)}
-        return [key_of[position] for position in positions]
+        return self._clips.keys(range(first, first + self._plan.global_clips))

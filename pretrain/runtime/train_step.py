@@ -20,6 +20,7 @@ from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.loader import TrainingClips, samples_in_progress, training_loader
 from kinemae.data_tools.stream.order import BatchPlan
+from kinemae.data_tools.stream.streamed_clips import resumed
 from kinemae.pretrain.runtime.checkpoint import RunState
 from kinemae.pretrain.runtime.engine import Engine
 from kinemae.pretrain.runtime.jsonl_log import JsonlWriter, drop_lines_from
@@ -38,6 +39,7 @@ class TrainStep:
 
     Attributes:
         metrics: metrics of the steps since the last report.
+        tars_done: tars of a stream that are done with the steps so far; for this process, since the start.
     """
 
     def __init__(  # noqa: PLR0913 - all by name
@@ -54,16 +56,18 @@ class TrainStep:
         on_outage: Callable[[str], None],
     ):
         self.metrics = MetricBuffer(processes)
+        self.tars_done: set[int] = set()
         self._engine = engine
         self._plan = plan
         self._config = config
         self._steps = steps
         self._device = processes.device
         self._watchdog = watchdog
+        self._step_tars: set[int] = set()
         self._omitted = frozenset(state.omitted)
         self._sample_log = SampleLog(config, processes, state.step)
         self._batches = training_loader(
-            clips,
+            resumed(clips, state.tars),
             plan,
             rank=processes.rank,
             first_step=state.step,
@@ -100,6 +104,8 @@ class TrainStep:
             norm = self._update(step, rates)
             self._engine.after_update((step + 1) / self._steps)
         self.metrics.end_step(head, norm, clips=self._plan.global_clips)
+        self.tars_done |= self._step_tars
+        self._step_tars.clear()
 
     def close(self) -> None:
         """Stop the loader and its workers, and close the files."""
@@ -130,6 +136,7 @@ class TrainStep:
         batch = next(self._batches)
         self.metrics.add_wait(time.monotonic() - begun_s)
         self._sample_log.add(step, batch)
+        self._step_tars.update(batch.tars_done)
         self._watchdog.rename_phase("computing, or waiting for another process")
         batch = batch.to(self._device)
         with self.metrics.local_time.forward():

@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 import kinemae
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import open_index
-from kinemae.data_tools.stream.augment import AugmentConfig
-from kinemae.data_tools.stream.clip_dataset import NO_AUGMENTATION
+from kinemae.data_tools.stream.augment import NO_AUGMENTATION, AugmentConfig
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.training_clips import TrainingClips
 
