@@ -54,8 +54,7 @@ def clips(  # noqa: PLR0913 - all but the first two by name
     """Open shards as a dataset of training clips in a shuffled order that depends only on the seed.
 
     Args:
-        shards: folder or URL of a data set; a list of them, read as one; or several with their weights. Or
-            tars without an index: one, a pattern, or a list of them; see `ClipStream`.
+        shards: a data set; a list of them, read as one; several with weights; or tars, see `ClipStream`.
         clip: frames, stride or frame rate, and size, such as `model.clip`.
         batch_size: clips of a step of one process; None: single clips.
         augment: an `AugmentConfig`, its keys, or True for its defaults; False: the largest centred square.
