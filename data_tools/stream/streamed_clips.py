@@ -86,7 +86,9 @@ class StreamedClips(TrainingClips):
         self._columns = tuple(columns)
         self._reader: TarReader | None = None
         self._next_clip = 0
-        self._raw: list[RawSample] = []  # of the current batch
+        # Of the current batch.
+        self._raw: list[RawSample] = []
+        self._on_sample: Callable[[str], None] = lambda key: None
 
     def of_slice(self, own: TarSlice) -> "StreamedClips":
         """The clips of one reader of the run."""
@@ -128,7 +130,7 @@ class StreamedClips(TrainingClips):
                 keeps=self._keeps,
             )
         self._next_clip = clips.stop
-        self._raw = []
+        self._raw, self._on_sample = [], on_sample
         batch = super().batch(clips, quarantined=quarantined, on_sample=on_sample)
         columns = {name: [_decoded(raw, name) for raw in self._raw] for name in self._columns}
         repeated = {
@@ -139,6 +141,7 @@ class StreamedClips(TrainingClips):
     def locate(self, position: int) -> StreamedSample:  # type: ignore[override]
         """The next sample of the stream."""
         assert self._reader is not None
+        self._on_sample("")  # no sample is to blame if the process dies or hangs in a tar or a hook
         self._raw.append(next(self._reader))
         return _streamed_sample(self._raw[-1])
 

@@ -9,7 +9,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain, groupby, pairwise
 from typing import Any
 
 import webdataset
@@ -65,7 +65,8 @@ class TarReader(Iterator[RawSample]):
         self._unused: Counter[int] = Counter()  # samples that were read and not returned, by tar
         self._read_tars: set[int] = set()
         self._tars_without_sample = 0
-        self._warnings: set[str] = set()
+        # Warnings that were given; other readers have the same ones.
+        self._warnings = set() if own.rank == own.worker == 0 else {"pickle", "video"}
         self._samples = self._all_samples()
 
     def __next__(self) -> RawSample:
@@ -112,10 +113,12 @@ class TarReader(Iterator[RawSample]):
                     f"{self._tars_without_sample - 1} tars, the last one before {name}; fix: name tars whose "
                     "members have a video extension such as .mp4, and check the functions given to select"
                 )
-            for sample in self._read_tar(place):
+            for sample, following in pairwise(chain(self._read_tar(place), [None])):
+                if following is None:  # so that the tar is done with its last sample
+                    self._read_tars.add(number)
                 self._unused[number] += 1
+                assert sample is not None
                 yield sample | {"__tar__": name, "__number__": number}
-            self._read_tars.add(number)
 
     def _used(self, samples: Iterator[RawSample]) -> Iterator[RawSample]:
         for sample in samples:
