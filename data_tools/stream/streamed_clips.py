@@ -88,7 +88,7 @@ class StreamedClips(TrainingClips):
         self._next_clip = 0
         # Of the current batch.
         self._raw: list[RawSample] = []
-        self._on_sample: Callable[[str], None] = lambda key: None
+        self._on_sample: Callable[[str], None] = _ignore
 
     def of_slice(self, own: TarSlice) -> "StreamedClips":
         """The clips of one reader of the run."""
@@ -136,6 +136,7 @@ class StreamedClips(TrainingClips):
         repeated = {
             name: [values[row // self.views] for row in range(len(clips))] for name, values in columns.items()
         }
+        self._raw, self._on_sample = [], _ignore
         return replace(batch, columns=repeated, tars_done=self._reader.take_done())
 
     def locate(self, position: int) -> StreamedSample:  # type: ignore[override]
@@ -169,6 +170,10 @@ class StreamedClips(TrainingClips):
     def _keeps(self, extension: str) -> bool:
         is_needed = is_video_extension(extension) or extension in ("json", "cls", *self._columns)
         return is_needed or bool(self._hooks)
+
+
+def _ignore(key: str) -> None:
+    """The default of `on_sample`, which can be pickled."""
 
 
 def _streamed_sample(raw: RawSample) -> StreamedSample:
