@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,15 @@ def folder(server: FaultyServer) -> Location:
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     return Cache(folder=tmp_path / "cache", size=10**8)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder of the test alone."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return tmp_path / "tmp"
 
 
 def publish_backwards(shards: Path, into: Path) -> None:
@@ -82,26 +93,61 @@ def test_old_copies_are_removed_unless_in_use(shards: Path, folder: Location, ca
     assert len(list((cache.folder / "indexes").iterdir())) == 8
 
 
-def open_it(folder: Location, cache: Cache, opened: object, leave: object) -> None:
+def open_it(folder: Location, cache: Cache | None, opened: object, leave: Path) -> None:
     index = open_index(folder, cache=cache)
     opened.put(len(index))  # type: ignore[attr-defined]
-    leave.wait(60)  # type: ignore[attr-defined]
+    while not leave.exists():
+        time.sleep(0.01)
 
 
 @pytest.mark.processes
-def test_processes_use_one_copy_at_the_same_time(folder: Location, server: FaultyServer, cache: Cache):
+@pytest.mark.parametrize("cached", [False, True])
+def test_processes_use_one_copy_at_the_same_time(
+    folder: Location, server: FaultyServer, cache: Cache, temporary: Path, cached: bool
+):
     context = multiprocessing.get_context("forkserver")
-    opened, leave = context.Queue(), context.Event()
-    arguments = (folder, cache, opened, leave)
+    opened, leave = context.Queue(), temporary / "leave"
+    arguments = (folder, cache if cached else None, opened, leave)
     processes = [context.Process(target=open_it, args=arguments) for _ in range(3)]
     for process in processes:
         process.start()
     assert len({opened.get(timeout=60) for _ in processes}) == 1  # while all of them hold it
-    assert len(open_index(folder, cache=cache)) > 0
-    leave.set()
-    for process in processes:
+    assert len(open_index(folder, cache=arguments[1])) > 0
+    killed, *others = processes
+    killed.kill()
+    killed.join(60)
+    assert len(copies(cache if cached else None)) == 1  # the others use it
+    leave.touch()
+    for process in others:
         process.join(60)
-    assert len([path for _, path, _ in server.requests if path.endswith(INDEX_NAME)]) == 1
+    requested = [path for _, path, _ in server.requests if path.endswith(INDEX_NAME)]
+    assert len(requested) == 1
+    assert len(copies(cache if cached else None)) == cached  # the last one removed the temporary copy
+
+
+def copies(cache: Cache | None) -> list[Path]:
+    folder = Path(tempfile.gettempdir()) / f"kinemae-{os.getuid()}" if cache is None else cache.folder
+    return list((folder / "indexes").iterdir())
+
+
+def test_a_temporary_copy_of_a_killed_process_is_removed_by_the_next_one(folder: Location, temporary: Path):
+    index = open_index(folder)
+    [copy] = copies(None)
+    left = copy.with_name("left by a killed process")
+    shutil.copytree(copy, left)
+    del index
+    assert copies(None) == [left]
+    index = open_index(folder)
+    assert copies(None) == [copy] and len(index) > 0
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o720])
+def test_a_temporary_folder_that_others_can_write_is_refused(folder: Location, temporary: Path, mode: int):
+    place = temporary / f"kinemae-{os.getuid()}"
+    place.mkdir()
+    place.chmod(mode)
+    with pytest.raises(DataError, match="expected a folder that only this user can write, got another; fix"):
+        open_index(folder)
 
 
 def test_a_cache_without_locks_works(folder: Location, cache: Cache, monkeypatch: pytest.MonkeyPatch):
