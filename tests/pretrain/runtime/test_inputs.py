@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.stream.mixture import Mixture, locate_sample
 from kinemae.finetune.config import FinetuneConfig
@@ -170,3 +171,34 @@ def test_a_fine_tuning_continues_with_moved_shards_and_encoder(
     assert prepare(config(tmp_path / "moved", *map(Path, moved))).continues
     with pytest.raises(ValueError, match=r"\(data\.validation: "):
         prepare(config(tmp_path / "moved", Path(moved[0]), Path(moved[0])))
+
+
+@pytest.mark.parametrize("program", ["pretrain", "finetune"])
+def test_only_the_first_process_of_a_run_checks_the_shards(  # noqa: PLR0913 - fixtures
+    small_config: Build,
+    data: Path,
+    tmp_path: Path,
+    repo: Path,
+    synth_shards: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+) -> None:
+    def check() -> None:
+        if program == "pretrain":
+            make_plan(small_config(f"data.shards={data}"))
+            return
+        validation = shutil.copytree(synth_shards / "validation", tmp_path / "validation", dirs_exist_ok=True)
+        (validation / "shard-000000.tar").unlink()
+        keys = {"encoder": repo / "tests" / "data" / "exported", "data.train": synth_shards / "train"}
+        keys |= {"data.validation": validation, "run_dir": tmp_path / "run"}
+        given = [*(f"{name}={value}" for name, value in keys.items()), "engine.device=cpu", "data.leaks=warn"]
+        prepare(load_config(FinetuneConfig, repo / "configs/finetune/demo.yaml", given))
+
+    (data / "shard-000000.tar").unlink()
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RANK", "1")
+    check()
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(DataError, match=r"lacks 1 of its shards, first shard-000000.tar"):
+        check()
