@@ -107,7 +107,7 @@ def check_leaks(splits: Mapping[str, Sequence[ShardIndex]], policy: str) -> None
     Raises:
         DataError: see above.
     """
-    for column, what in (("content", "files"), ("group", "groups")):
+    for column, what in (("content", "files"), ("group", "groups")) if len(splits) > 1 else ():
         hashes = {
             split: np.unique(np.concatenate([_hashes(index, column) for index in indexes]))
             for split, indexes in splits.items()
