@@ -68,6 +68,9 @@ def run_subset(arguments: argparse.Namespace) -> None:
     sets = open_data_sets(location(arguments.shards))
     for name, chosen_R in choose(sets, config).items():
         whole = sets[name].with_removed()
+        removed = int(chosen_R[sets[name].removed_R].sum())
+        if removed:
+            log.warning("%s: %d of the chosen samples were removed and are left out", whole.folder, removed)
         chosen_R[sets[name].removed_R] = False
         folder = _new_folder(location(arguments.out), name)
         if not chosen_R.any():

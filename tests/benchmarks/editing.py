@@ -4,7 +4,7 @@
     python -m tests.benchmarks.editing --samples 100000
 
 Generates two data sets over empty tars, and measures `merge`, `add`, `remove`, `subset`, `data.where` and
-`data.weight` on their indexes. The CPU time is that of one core, for a busy machine. The memory is the largest
+`data.weight` on their indexes: seconds, CPU seconds (of interest on a busy machine), and the largest
 anonymous memory, without mapped files, beyond that before the command.
 """
 

@@ -18,7 +18,7 @@ from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.verify.command import verify
 from tests.label_index import label_index
-from tests.sharding import contents, video_bytes
+from tests.sharding import contents, encoded, moving, shard, video_bytes
 
 Run = Callable[..., str]
 
@@ -224,7 +224,7 @@ def test_a_subset_holds_the_chosen_samples(whole: Path, tmp_path: Path, run: Run
     (tmp_path / "keys").write_text("\n".join(reversed(chosen)))
     run("remove", whole, f"where=key == '{chosen[0]}'")
     words = ("subset", whole, tmp_path / "part", f"keys={tmp_path / 'keys'}", "where=frames > 1")
-    run(*words, f"videos={videos}")
+    assert "1 of the chosen samples were removed" in run(*words, f"videos={videos}")
     part = open_index(tmp_path / "part")
     assert keys_of(part) == chosen[1:] and video_bytes(part) == {
         key: video for key, video in video_bytes(index).items() if key in chosen[1:]
@@ -309,3 +309,16 @@ def test_a_data_set_in_an_object_store_is_changed_and_refers_to_local_tars_only_
     run("subset", store.url, tmp_path / "part", "where=key.endswith('1')")
     assert video_bytes(open_index(tmp_path / "part")).items() <= left.items()
     assert open_index(tmp_path / "part").shards[0].name.startswith(store.url)
+
+
+def test_shard_does_not_undo_a_later_change(tmp_path: Path, run: Run) -> None:
+    good = encoded(moving(5))
+    videos = {"a": good, "b": encoded(moving(6)), "c": bytes(len(good))}
+    for name, video in videos.items():
+        location(tmp_path / "videos" / f"{name}.mp4").write(video)
+    words = (tmp_path / "videos", tmp_path / "out", "validation_fraction=0", "max_bad_fraction=1")
+    assert shard(*words) == 0
+    run("remove", tmp_path / "out", "where=key == 'a'")
+    location(tmp_path / "videos" / "c.mp4").write(good)
+    assert shard(*words, "retry_rejected=true") == EXIT_DATA
+    assert keys_of(open_index(tmp_path / "out" / "train")) == ["b"]
