@@ -107,7 +107,8 @@ def make_plan(config: FinetuneConfig, overrides: Sequence[str]) -> Plan:
     train = open_labelled(config.data, "train", task=task, clip=clip_config(config, description))
     validation, data = None, config.data
     if data.validation is not None:
-        validation = len(open_index(data.validation, cache=data.cache, outage_s=data.outage_s))
+        held_out = open_index(data.validation, cache=data.cache, outage_s=data.outage_s)
+        validation = len(data.selected("validation", held_out))
     facts = gather_facts(
         train,
         seed=config.seed,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kinemae.data_tools.command import writing_to
+from kinemae.data_tools.conditions import select_rows
 from kinemae.data_tools.config import component_keys, load_config, require
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.overrides import as_yaml_override
@@ -48,6 +49,7 @@ def run_advise(arguments: argparse.Namespace) -> None:
     require(not out.exists(), "--out", "name a file that does not exist", str(out))
     config = request.config({})
     index = open_index(arguments.shards, cache=config.data.cache, outage_s=config.data.outage_s)
+    index = select_rows(index, config.data.where)
     advice = advise(index, request)
     make_plan(advice.config, is_run=False)
     command = shlex.join(["kinemae", "pretrain", str(out)])
@@ -70,7 +72,7 @@ def read_request(arguments: argparse.Namespace) -> Request:
     hours, given_speed = (_number(arguments, name) for name in ("hours", "clips_per_s"))
     own = [as_yaml_override("data.shards", arguments.shards)]
     keys = [override.partition("=")[0] for override in arguments.overrides]
-    wrong = [key for key in keys if key in ("data.shards", "data.mixture", "data")]
+    wrong = [key for key in keys if key in ("data.shards", "data.mixture", "data.concatenate", "data")]
     require(not wrong, wrong[0] if wrong else "", "be omitted, since SHARDS names the data set", "a value")
     if "run_dir" not in keys:
         own.append(f"run_dir={_RUN_DIR}")
