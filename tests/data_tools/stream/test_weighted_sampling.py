@@ -31,7 +31,11 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ShardIndex]:
         name: label_index(
             tmp_path_factory.mktemp(name),
             labels=[0] * len(weight),
-            extra={"weight": weight.tolist(), "number": list(range(len(weight)))},
+            extra={
+                "weight": weight.tolist(),
+                "number": list(range(len(weight))),
+                "one": [1] * len(weight),
+            },
         )
         for name, weight in weights.items()
     }
@@ -86,19 +90,21 @@ def test_equal_weights_give_the_order_without_weights(sets: dict[str, ShardIndex
     per_process=st.integers(1, 3),
     names=st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True),
     where=st.sampled_from([None, "number > 2", "weight > 0.5 and number != 5"]),
+    weight=st.sampled_from([None, "weight"]),
     first_step=st.integers(0, 3),
     seed=st.integers(0, 99),
 )  # fmt: skip
-def test_each_matching_sample_of_all_sets_comes_once_per_epoch_on_any_number_of_processes(  # noqa: PLR0913
+def test_an_epoch_shows_all_matching_samples_by_weight_on_any_number_of_processes(  # noqa: PLR0913
     sets: dict[str, ShardIndex],
     world: int,
     per_process: int,
     names: list[str],
     where: str | None,
+    weight: str | None,
     first_step: int,
     seed: int,
 ) -> None:
-    source = Concatenation({name: select_rows(sets[name], where) for name in names})
+    source = Concatenation({name: select_rows(sets[name], where) for name in names}, weight=weight)
     plan = plan_batch(world * per_process, 1, world, 1)
     steps = -(-2 * len(source) // plan.global_clips) + 1
     shown = [
@@ -110,11 +116,13 @@ def test_each_matching_sample_of_all_sets_comes_once_per_epoch_on_any_number_of_
     ]
     begin = -(-first_step * plan.global_clips // len(source)) * len(source)  # the first whole epoch
     epoch = sorted(clip for clip in shown if begin <= clip < begin + len(source))
-    keys = [locate_sample(source, seed=seed, position=clip).key for clip in epoch]
+    keys = Counter(locate_sample(source, seed=seed, position=clip).key for clip in epoch)
     prefix = {name: f"{name}/" if len(names) > 1 else "" for name in names}
-    assert sorted(keys) == sorted(
-        prefix[name] + key for name in names for key in source.sets[name].column("key")
-    )
+    all_keys = [prefix[name] + key for name in names for key in source.sets[name].column("key")]
+    weight_R = np.concatenate([source.sets[name].column(weight or "one") for name in names])
+    for key, expected in zip(all_keys, weight_R * len(source) / weight_R.sum(), strict=True):
+        assert np.floor(expected - 1e-6) <= keys[key] <= np.ceil(expected + 1e-6)
+    assert keys.total() == len(source) and set(keys) <= set(all_keys)
 
 
 def test_weights_apply_inside_each_set_of_a_mixture(sets: dict[str, ShardIndex]) -> None:
