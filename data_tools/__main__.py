@@ -103,6 +103,27 @@ PROGRAM = Program(
             options=(_JSON,),
         ),
         Command(
+            name="card",
+            help="write a data card in markdown, from the index alone",
+            example="kinemae data card shards license=cc-by-4.0 contact=data@example.org",
+            run=lazy("kinemae.data_tools.curation.card", "run_card"),
+            positionals=(("shards", "a data set, or the folder that holds its splits"),),
+            optional=("out", "OUT.md, the file to write; default: README.md in SHARDS"),
+            options=(_JSON,),
+        ),
+        Command(
+            name="export",
+            help="write the rows of a data set to a parquet file",
+            example="kinemae data export shards shards.parquet",
+            run=lazy("kinemae.data_tools.manifest.parquet_files", "run_export"),
+            takes_overrides=False,
+            positionals=(
+                ("shards", "a data set, or the folder that holds its splits"),
+                ("out", "OUT.parquet, the file to write"),
+            ),
+            options=(_JSON,),
+        ),
+        Command(
             name="duplicates",
             help="find near duplicates in a whole data set, and list the samples to remove",
             example="kinemae data duplicates shards duplicates bits=12",

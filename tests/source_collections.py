@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -109,6 +111,27 @@ def _jsonl(root: Path) -> Collection:
         root=write_text(root / "list.jsonl", text),
         expected={"a.mp4": ("3", None), "b.mp4": ("4", None)},
         broken=(root / "list.jsonl", '"4"}', '"4"', r"list.jsonl, line 3: expected one json object, got"),
+    )
+
+
+def _parquet(root: Path) -> Collection:
+    write_clips(root, "a.mp4", "b.mp4")
+    columns = {
+        "path": ["a.mp4", "b.mp4"],
+        "label": ["x", "y"],
+        "sure": [True, None],
+        "vector": [[1.0], [2.0]],
+    }
+    pq.write_table(pa.table(columns), root / "list.parquet")
+    return Collection(
+        root=root / "list.parquet",
+        expected={"a.mp4": ("x", None), "b.mp4": ("y", None)},
+        broken=(
+            root / "list.parquet",
+            "PAR1",
+            "XXXX",
+            r"list.parquet: expected a parquet file, got an error",
+        ),
     )
 
 
@@ -268,6 +291,7 @@ COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
     "jsonl": _jsonl,
     "kinetics": _kinetics,
     "mmaction2": _mmaction2,
+    "parquet": _parquet,
     "path_label": _path_label,
     "ssv2": _ssv2,
     "ucf101": _ucf101,

@@ -30,6 +30,7 @@ OWNERS = {
         "data_tools/editing/selection.py",
         "data_tools/editing/sets.py",
         "data_tools/index.py",
+        "data_tools/manifest/parquet_files.py",
         "data_tools/index_schema.py",
         "data_tools/index_writer.py",
         "finetune/evaluation/predictions.py",

@@ -23,12 +23,12 @@ _BY_EXTENSION = {
     ".tsv": "csv",
     ".txt": "path_label",
     ".list": "path_label",
+    ".parquet": "parquet",
 }
 _TABLE = "; save the table as CSV UTF-8"
 _OTHER_EXTENSIONS = {
     ".json": "; for a json list write one object on each line of a .jsonl",
     ".ods": _TABLE,
-    ".parquet": _TABLE,
     ".xls": _TABLE,
     ".xlsx": _TABLE,
 }
