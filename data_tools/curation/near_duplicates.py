@@ -5,7 +5,7 @@ to each other when hashes are sorted by the values of those two bands. All pairs
 pair is missed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -54,6 +54,11 @@ def read_hashes(index: ShardIndex) -> tuple[np.ndarray, np.ndarray]:
         positions.append(begin + np.flatnonzero(is_there))
         begin += len(batch)
     return np.concatenate(words), np.concatenate(positions)
+
+
+def hash_words(hashes: Sequence[bytes]) -> np.ndarray:
+    """Hashes as rows of uint64 words."""
+    return np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, HASH_BITS // 64)
 
 
 def near_duplicate_groups(

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.curation.frame_stats import HASH_BITS
-from kinemae.data_tools.curation.near_duplicates import distances, near_duplicate_groups
+from kinemae.data_tools.curation.near_duplicates import distances, hash_words, near_duplicate_groups
 from kinemae.data_tools.index import NO_LABEL, Sample
 from kinemae.data_tools.pool import TIMEOUT_S, Engine, check_engine, imap_unordered
 from kinemae.data_tools.progress import progress
@@ -147,20 +146,18 @@ def near_duplicates(sampled: SampledVideos, settings: ReportConfig) -> list[list
     Blank videos are excluded, because their hashes are alike.
     """
     rows = [row for row in sampled.readable if sampled.stats[row].contrast >= settings.blank_threshold]
-    groups = near_duplicate_groups(_words([sampled.stats[row] for row in rows]), settings.near_duplicate_bits)
+    groups = near_duplicate_groups(
+        hash_words([sampled.stats[row].hash for row in rows]), settings.near_duplicate_bits
+    )
     cards = [_group_cards(sampled, sorted(rows[at] for at in group)) for group in groups]
     return sorted(cards, key=lambda group: (-len({card.split for card in group}), -len(group)))
 
 
 def _group_cards(sampled: SampledVideos, rows: Sequence[int]) -> list[Card]:
-    words_NX = _words([sampled.stats[row] for row in rows])
+    words_NX = hash_words([sampled.stats[row].hash for row in rows])
     bits = distances(words_NX[0], words_NX[1:]).tolist()
     notes = [f"{count} {'bit' if count == 1 else 'bits'} from the first" for count in bits]
     return [sampled.card(row, note) for row, note in zip(rows, ["", *notes], strict=True)]
-
-
-def _words(stats: Sequence[VideoStats]) -> np.ndarray:
-    return np.frombuffer(b"".join(each.hash for each in stats), np.uint64).reshape(-1, HASH_BITS // 64)
 
 
 def _facts(sample: Sample) -> str:

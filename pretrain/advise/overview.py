@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from kinemae.data_tools.curation.near_duplicates import hash_words, near_duplicate_groups
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.randomness import generator
-from kinemae.data_tools.report.duplicates import near_duplicate_groups
 from kinemae.data_tools.report.sampled_videos import ReportConfig
 from kinemae.data_tools.report.video_stats import STRIP_FRAMES, TIMESTAMPS, difference_hash
 from kinemae.data_tools.stream.loader import ClipConfig, evaluation_loader
@@ -93,7 +93,7 @@ def read_overview(index: ShardIndex, positions: Sequence[int]) -> tuple[Overview
         if not is_blank:
             every = luma_THW[:: TIMESTAMPS // STRIP_FRAMES].numpy()
             hashes.append(difference_hash([Image.fromarray(frame_HW) for frame_HW in every]))
-    groups = near_duplicate_groups(hashes, _THRESHOLDS.near_duplicate_bits)
+    groups = near_duplicate_groups(hash_words(hashes), _THRESHOLDS.near_duplicate_bits)
     readable = max(len(grey), 1)
     overview = Overview(
         videos=len(positions),
