@@ -1,5 +1,6 @@
 """Encode frames to video files. With one thread and no dates, equal frames give equal bytes."""
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import require
+from kinemae.data_tools.encoding.encoders import ENCODERS, MIN_HEIGHT, MIN_WIDTH, X264, pixel_format
 from kinemae.data_tools.index import VideoInfo
 from kinemae.data_tools.stream.container import BadVideo
 
@@ -94,8 +96,14 @@ class EncoderSettings:
     options: dict[str, str]
     gop: int
 
+    @property
+    def is_hardware(self) -> bool:
+        """Whether the encoder is a device, which may fail for reasons outside of the frames."""
+        return self.codec in ENCODERS and self.codec != X264
+
 
 _VIEWED = EncoderSettings(codec="libx264", options={**_X264, "crf": "22"}, gop=250)
+_DEVICE_ERRORS = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOMEM)
 _TICK = Fraction(1, 90_000)
 
 
@@ -113,15 +121,22 @@ def write_frames(
     """
     rest = iter(frames)
     first = next(rest)
+    is_small = first.width < MIN_WIDTH or first.height < MIN_HEIGHT
+    if encoder.is_hardware and is_small:
+        raise BadVideo(
+            f"frames of {first.width}x{first.height} are smaller than {MIN_WIDTH}x{MIN_HEIGHT}, the minimum "
+            f"of {encoder.codec}"
+        )
     with _atomic_mp4(path) as container:
-        with _writing(path):
+        with _writing(path, encoder):
             stream = _add_stream(container, first, rate, encoder)
         for number, frame in enumerate(chain([first], rest)):
+            frame = frame.reformat(format=stream.pix_fmt)
             frame.pts, frame.time_base = number, 1 / rate
             frame.pict_type = _ANY_TYPE  # not that of the decoded frame
-            with _writing(path):
+            with _writing(path, encoder):
                 container.mux(stream.encode(frame))
-        with _writing(path):
+        with _writing(path, encoder):
             container.mux(stream.encode())
     return VideoInfo(
         frames=number + 1,
@@ -190,16 +205,22 @@ def mux_jpegs(path: Path, files: Iterable[Path], rate: Fraction, like: VideoFram
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Convert a full disk to DataError and frames that the encoder rejects to BadVideo."""
+def _writing(path: Path, encoder: EncoderSettings | None = None) -> Iterator[None]:
+    """Convert a full disk or a failing device to DataError, and frames that are rejected to BadVideo."""
     try:
         yield
-    except OSError as error:
-        raise DataError(
-            f"cannot write to {path.parent}: {error.strerror or error}; fix that and run the same "
-            "command again"
-        ) from error
-    except av.FFmpegError as error:
+    except (OSError, av.FFmpegError) as error:  # an error of FFmpeg may be both
+        is_disk = isinstance(error, OSError) and error.errno not in _DEVICE_ERRORS
+        if encoder is not None and encoder.is_hardware and not is_disk:
+            raise DataError(
+                f"layout.args.encoder={encoder.codec}: expected a device that encodes, got {error}; fix: set "
+                f"fewer workers, because devices limit the number of videos at a time, or use {X264}"
+            ) from error
+        if isinstance(error, OSError):
+            raise DataError(
+                f"cannot write to {path.parent}: {error.strerror or error}; fix that and run the same "
+                "command again"
+            ) from error
         raise BadVideo(f"it cannot be encoded: {error.strerror or error}") from error
 
 
@@ -223,7 +244,8 @@ def _add_stream(
     container: OutputContainer, like: VideoFrame, rate: Fraction, encoder: EncoderSettings
 ) -> VideoStream:
     stream = cast(VideoStream, container.add_stream(encoder.codec, rate=rate))
-    stream.width, stream.height, stream.pix_fmt = like.width, like.height, like.format.name
+    stream.width, stream.height = like.width, like.height
+    stream.pix_fmt = pixel_format(encoder.codec, like.format.name)
     stream.gop_size = encoder.gop
     codec = stream.codec_context
     codec.color_range, codec.colorspace = like.color_range, like.colorspace

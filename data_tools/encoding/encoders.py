@@ -10,9 +10,7 @@ import numpy as np
 from kinemae.data_tools.config import require
 
 X264 = "libx264"
-_NVENC = ("h264_nvenc", "hevc_nvenc", "av1_nvenc")
-_QSV = ("h264_qsv", "hevc_qsv")
-ENCODERS = (X264, *_NVENC, *_QSV)
+ENCODERS = (X264, "h264_nvenc", "h264_qsv")
 MIN_WIDTH, MIN_HEIGHT = 160, 64  # of hardware encoders
 _PRESETS = {
     X264: "ultrafast superfast veryfast faster fast medium slow slower veryslow".split(),  # noqa: SIM905
@@ -41,7 +39,7 @@ def check_encoder(name: str, *, quality: int, preset: str | None) -> None:
 
 
 def encoder_options(name: str, *, quality: int, preset: str | None, b_frames: int) -> dict[str, str]:
-    """Options for constant quality, closed groups of pictures and this number of unused-reference B frames.
+    """Options of a hardware encoder for constant quality, with B frames that no other frame refers to.
 
     Args:
         quality: 0 (best) to 51: `crf` of x264, `cq` of NVENC, `global_quality` of Quick Sync.
@@ -59,7 +57,7 @@ def encoder_options(name: str, *, quality: int, preset: str | None, b_frames: in
 
 def pixel_format(name: str, wanted: str) -> str:
     """The pixel format in which an encoder takes frames of a 4:2:0 format."""
-    return "nv12" if name in _QSV and wanted == "yuv420p" else wanted
+    return "nv12" if name == "h264_qsv" and wanted == "yuv420p" else wanted
 
 
 def _family(name: str) -> str:

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from kinemae.data_tools.config import require
 from kinemae.data_tools.curation.frame_stats import FrameStats
 from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames
+from kinemae.data_tools.encoding.encoders import X264, check_encoder, encoder_options
 from kinemae.data_tools.encoding.resample import cut_segments, resample
 from kinemae.data_tools.encoding.source_decoder import open_source
-from kinemae.data_tools.layouts.base import FAST, EncodedSample, Job, Layout, check_size_and_rate, check_x264
+from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout, check_size_and_rate
 
 # B frames must not be references and must not move. The other options make decoding fast.
 _X264 = "b-adapt=0:b-pyramid=none:scenecut=0:cabac=0:no-deblock=1:weightp=0:open-gop=0:mbtree=0"
@@ -30,7 +31,8 @@ class H264(Layout):
         fps: frames per second before `every`; null keeps the rate of the source, or the nominal rate of a
             variable one.
         crf: x264's constant rate factor, 0 to 51.
-        preset: x264's preset; slower ones make smaller files.
+        encoder: FFmpeg's name: libx264, or h264_nvenc or h264_qsv on a machine with such a device.
+        preset: of the encoder; slower ones make smaller files. null uses veryfast, of NVENC p4.
         gop: stored frames from key frame to key frame, a multiple of `b_frames` + 1.
         b_frames: frames between two reference frames.
     """
@@ -42,7 +44,8 @@ class H264(Layout):
         short_side: int = 256,
         fps: float | None = None,
         crf: int = 23,
-        preset: str = FAST,
+        encoder: str = X264,
+        preset: str | None = None,
         gop: int = 32,
         b_frames: int = 1,
     ):
@@ -50,18 +53,15 @@ class H264(Layout):
         require(is_count, "layout.args.every", "lie in [1, 4], or be null", every)
         require(0 <= b_frames <= _MAX_B_FRAMES, "layout.args.b_frames", "lie in [0, 16]", b_frames)
         check_size_and_rate(short_side=short_side, fps=fps)
-        check_x264(crf=crf, preset=preset)
-        self.stride = b_frames + 1
-        is_multiple = gop >= 1 and gop % self.stride == 0
-        require(is_multiple, "layout.args.gop", f"be a multiple of b_frames + 1 = {self.stride}", gop)
+        check_encoder(encoder, quality=crf, preset=preset)
+        is_multiple = gop >= 1 and gop % (b_frames + 1) == 0
+        require(is_multiple, "layout.args.gop", f"be a multiple of b_frames + 1 = {b_frames + 1}", gop)
         self.every, self.short_side, self.fps = every, short_side, fps
-        options = {
-            "crf": str(crf),
-            "preset": preset,
-            "a53cc": "0",  # drops captions; sound is dropped too
-            "x264-params": f"bframes={b_frames}:{_X264}",
-        }
-        self.encoder = EncoderSettings(codec="libx264", options=options, gop=gop)
+        self.stride = b_frames + 1 if encoder == X264 else 1  # a device may refer to B frames
+        options = encoder_options(encoder, quality=crf, preset=preset, b_frames=b_frames)
+        if encoder == X264:  # without captions; sound is dropped too
+            options |= {"a53cc": "0", "x264-params": f"bframes={b_frames}:{_X264}"}
+        self.encoder = EncoderSettings(codec=encoder, options=options, gop=gop)
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
         with open_source(job.video, notes=job.notes) as source:
