@@ -44,7 +44,7 @@ from kinemae.data_tools.index_view import IndexView, check_windows
 from kinemae.data_tools.index_writer import REMOVED_COLUMNS, IndexWriter, write_index, write_removed
 from kinemae.data_tools.manifest.videos import SPLITS
 from kinemae.data_tools.row_set import RowSet
-from kinemae.data_tools.storage.cache import Cache, LocalIndex, fetch_index
+from kinemae.data_tools.storage.cache import Cache, LocalIndex, fetch_index, named_files
 from kinemae.data_tools.storage.location import Location, StorageError, location
 from kinemae.data_tools.storage.retries import retry_during_outage
 
@@ -360,7 +360,7 @@ def open_index(
         is_file = folder.path is not None and folder.path.is_file()
         if not (error.is_missing or is_file or folder.name.endswith(".tar")):
             raise
-        raise not_a_data_set(folder, (DATASET_NAME, INDEX_NAME)) from error
+        raise not_a_data_set(folder, (DATASET_NAME, *_names(folder))) from error
     index = load_index(folder, local_index)
     if len(index) == 0:
         raise DataError(
@@ -369,6 +369,14 @@ def open_index(
     if check_shards:
         check_shards_exist(folder, {shard.name: shard.bytes for shard in index.shards})
     return index
+
+
+def _names(folder: Location) -> list[str]:
+    """Names of the files that an index should have."""
+    try:
+        return [file.name for file in named_files((folder / DATASET_NAME).read())]
+    except StorageError:
+        return [INDEX_NAME]
 
 
 def load_index(

@@ -342,7 +342,7 @@ def fetch_index(folder: Location, cache: Cache | None) -> LocalIndex:
         cache.check()
     for attempt in range(_INDEX_ATTEMPTS):
         state = (folder / DATASET_NAME).read()
-        files = _named_files(state)
+        files = named_files(state)
         if folder.path is not None:
             for file in files:
                 (folder / file.name).size()
@@ -356,13 +356,15 @@ def fetch_index(folder: Location, cache: Cache | None) -> LocalIndex:
             return local
         del local  # its lock would make the next attempt wait for this one
         time.sleep(folder.retry_policy.pause_s * 2**attempt)
+    assert wrong is not None
     raise DataError(
         f"{folder / wrong.name} is not the file that {DATASET_NAME} describes: its sha256 differs; fix: "
         "publish the files of the index again, or wait until the upload ends"
     )
 
 
-def _named_files(state: bytes) -> list[DataFile]:
+def named_files(state: bytes) -> list[DataFile]:
+    """The files that a dataset.json names; none if it is damaged."""
     try:
         return list(files_of(json.loads(state)).values())
     except (ValueError, KeyError, TypeError, AttributeError):

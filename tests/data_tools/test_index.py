@@ -66,9 +66,10 @@ def test_a_folder_without_index_suggests_its_splits(folder: Path, tmp_path: Path
         DataError, match=r"expected a data set, got a folder without dataset.json; did you mean .*train\?"
     ):
         open_index(tmp_path / "sets")
-    (folder / "index.arrow").unlink()
-    with pytest.raises(DataError, match=r"got a folder without index.arrow"):
-        open_index(folder)
+    for name in ("shards.arrow", "index.arrow"):
+        (folder / name).unlink()
+        with pytest.raises(DataError, match=rf"got a folder without {name}"):
+            open_index(folder)
 
 
 @pytest.mark.parametrize("name, data", [("index.arrow", b"garbage"), ("dataset.json", b"{")])
