@@ -126,8 +126,6 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     order = build_order(config.data.order)
     index, run_dir = _open_data(config, processes), Path(config.run_dir)
     sample_order(order, index, batch.global_clips // config.data.views_per_video)
-    if config.data.where is not None and processes.is_first:
-        log.info("data.where: %d samples match", len(index))
     inputs = _inputs(config, index) if is_run else []
     # Only the first process: it may already have opened the folder when another one checks.
     by_progress = _parts_by_progress(config, components)
@@ -333,6 +331,8 @@ def _open_data(config: PretrainConfig, processes: Processes) -> ShardIndex | Sev
     )
     for index in found.sets.values() if isinstance(found, SeveralSets) else [found]:
         check_stride(index, config.clip)
+    if data.where is not None and processes.is_first:
+        log.info("data.where: %d samples match", len(found))
     return found
 
 
