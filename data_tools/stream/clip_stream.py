@@ -22,6 +22,7 @@ from kinemae.data_tools.stream.clip_reader import (
 )
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.loader import read_items
+from kinemae.data_tools.stream.read_ahead import Request
 from kinemae.data_tools.stream.streamed_clips import StreamedClips
 from kinemae.data_tools.stream.tar_list import TarsDone, TarSlice
 from kinemae.data_tools.stream.tar_reader import RawSample
@@ -34,6 +35,8 @@ class ClipStream(IterableDataset[Batch]):
     An iteration does not end, or ends after the steps of `with_epoch`; the next one continues. Each process,
     each of its workers, or each worker of a DataLoader reads its own tars.
     """
+
+    _items: Iterator[ReadBatch] | None  # of an iteration that has begun
 
     def __init__(
         self,
@@ -196,7 +199,7 @@ class ClipStream(IterableDataset[Batch]):
         self._clips = clips  # of all processes, used so far
         self._start = start
         self._done: set[int] = set()  # tars, by this process since the start
-        self._items: Iterator[ReadBatch] | None = None
+        self._items = None
         # Iterations that each worker of a DataLoader has begun.
         self._begun = torch.zeros(MAX_WORKERS, dtype=torch.int64).share_memory_()
 
@@ -252,3 +255,7 @@ class _StepsOfWorker:
         begin = self.first + number * self.step_clips
         positions = range(begin, begin + (self.reader.batch_size or 1))
         return self.reader.read(positions, quarantined=quarantined, on_sample=on_sample)
+
+    def upcoming(self, number: int) -> Sequence[Request]:
+        """Nothing: the tars are read ahead."""
+        return ()

@@ -30,7 +30,7 @@ from kinemae.data_tools.stream.yuv_to_rgb import Pixels
 BUFFER = 100
 """Samples of the shuffle buffer of each reader."""
 
-_DECODED = {"json": json.loads, "txt": bytes.decode, "cls": int}
+_DECODED: dict[str, Callable[[bytes], Any]] = {"json": json.loads, "txt": bytes.decode, "cls": int}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class StreamedClips(TrainingClips):
         columns: Sequence[str] = (),
         **settings: Any,
     ):
-        super().__init__(tars, **settings)
+        super().__init__(tars, **settings)  # type: ignore[arg-type] # `locate` does not look up an index
         self.tars = tars
         self.own = TarSlice()
         self._buffer = buffer

@@ -156,7 +156,7 @@ class TarReader(Iterator[RawSample]):
                         content = tar.extractfile(info)
                         assert content is not None
                         yield {"fname": name, "data": content.read(), "__url__": str(place)}
-                    tar.members.clear()  # not needed, and a tar may have millions
+                    tar.members.clear()  # type: ignore[attr-defined] # not needed, and a tar may have millions
                 _check_end(tar, place)
         except tarfile.TarError as error:
             raise DataError(
@@ -196,8 +196,8 @@ class _CheckedHeader(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_CheckedHeader":
         try:
-            return super().fromtarfile(tar)  # type: ignore[return-value]
-        except tarfile.EOFHeaderError:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error}, at byte {tar.offset}") from error
@@ -205,7 +205,7 @@ class _CheckedHeader(tarfile.TarInfo):
 
 def _check_end(tar: tarfile.TarFile, place: Location) -> None:
     """Check that only zeros follow the end of a tar, as not after `cat a.tar b.tar`."""
-    while rest := tar.fileobj.read(_CHUNK):  # type: ignore[union-attr]
+    while rest := tar.fileobj.read(_CHUNK):
         if rest.strip(b"\0"):
             raise DataError(
                 f"{place}: expected the end of the tar at byte {tar.offset}, got more data; fix: do not "

@@ -80,7 +80,9 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         self._timeout_s = timeout_s
         self._length = len(reader)
         self._read_ahead = read_ahead
-        samples = len(reader.upcoming(0)) if read_ahead and self._length else 1
+        samples = 1
+        if read_ahead and self._length and not isinstance(reader, SequentialReader):
+            samples = len(reader.upcoming(0))
         self._prefetch = max(_PREFETCH_FACTOR, 1 + -(-read_ahead // max(samples, 1)))
         self._next = 0  # the item to return
         self._first_unassigned = 0
