@@ -21,7 +21,7 @@ from tests.launch.hosts import hosts_on_this_machine, why_no_hosts
 from tests.seeds import IS_NIGHTLY, SEED
 
 # Time for faults; the run then continues to its end.
-LOCAL_S, HOSTS_S = (900.0, 600.0) if IS_NIGHTLY else (70.0, 50.0)
+LOCAL_S, HOSTS_S = (900.0, 600.0) if IS_NIGHTLY else (35.0, 30.0)
 
 pytestmark = [
     pytest.mark.chaos,
