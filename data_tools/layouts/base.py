@@ -21,7 +21,6 @@ class Job:
     Attributes:
         key: key of the sample, or prefix of the keys of its samples.
         folder: folder for the encoded files, which are named after the keys.
-        seed: of the run.
         notes: receives a line for each anomaly that is no reason to reject the video.
         curate: compute the curation columns.
     """
@@ -29,7 +28,6 @@ class Job:
     video: SourceVideo
     key: str
     folder: Path
-    seed: int = 0
     segment_rules: SegmentRules = field(default_factory=SegmentRules)
     notes: list[str] = field(default_factory=list)
     curate: bool = False
@@ -71,7 +69,7 @@ class Layout:
     def encode(self, job: Job) -> Iterator[EncodedSample]:
         """Decode a video from start to end, and encode it.
 
-        Equal sources, keys and seeds give equal files. A file is complete before its sample is yielded.
+        Equal sources and keys give equal files. A file is complete before its sample is yielded.
 
         Raises:
             BadVideo: the video is unreadable, or this layout cannot hold it.

@@ -124,7 +124,6 @@ def _jobs(plan: Plan, output: Output, split: str) -> list[Job]:
             video=plan.manifest.videos[number],
             key=plan.keys[number],
             folder=output.spool,
-            seed=settings.seed,
             segment_rules=settings.segment_rules(plan.manifest.videos[number], plan.layout),
             curate=settings.curate,
         )

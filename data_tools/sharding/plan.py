@@ -52,7 +52,7 @@ class ShardConfig:
         validation_fraction: of each class, if the source has no splits.
         leaks: if given splits share a video or a group: "error" or "warn".
         classes: fixes the class numbers: an earlier OUT, a dataset.json, or a list of classes.
-        seed: of the splits, the order in the shards, and the positions of reference frames.
+        seed: of the splits and the order in the shards.
         part: store one part of the videos, NUMBER/COUNT; see `parts.py`.
         samples_per_shard, megabytes_per_shard: the limit that is reached first ends a shard.
         max_bad_fraction: stop if a larger fraction of the videos is unreadable; 1 never stops.

@@ -35,7 +35,7 @@ from kinemae.launch.plan.text import as_text
 from kinemae.launch.plan.warnings import warnings_of
 
 _KEYS = tuple(entry.name for entry in fields(Machines))
-_VIDEO_MB = 0.5  # of 10 s at a short side of 256, stride-aligned: 0.2 to 0.9
+_VIDEO_MB = 0.5  # of 10 s at a short side of 256, in the layout h264: 0.2 to 0.9
 
 
 def add_to(parsers: Any) -> None:

@@ -11,7 +11,7 @@ HOOK_US = (60.0, 110.0, 130.0, 350.0)
 """Microseconds of DeepSpeed's hooks per weight tensor and step, by ZeRO stage; measured on one slow core."""
 
 _LATENCY_S = 30e-6
-# One core, 16 frames of 224x224 from stride-aligned videos: docs/performance.md. Views share the decoding.
+# One core, 16 frames of 224x224 in the layout h264: docs/performance.md. Views share the decoding.
 _DECODE_MS, _CROP_MS = 5.1, 0.9
 
 

@@ -157,7 +157,8 @@ CLIP_RULES: tuple[Rule[Facts], ...] = (
         when=always,
         sets=lambda facts, given: {"clip.stride": _fitting_stride(facts, given)},
         why=lambda facts, given: (
-            f"the largest stride of 1, 2 and 4 at which a clip fits the median video of "
+            f"of the strides {', '.join(map(str, facts.by_stride or [1]))}, the largest one at which a clip "
+            "fits the median video of "
             f"{np.median(facts.frames_R):g} frames and successive frames correlate by {MIN_CORRELATION:g} "
             "or more: larger motion was not learned"
         ),

@@ -11,11 +11,11 @@ clips (`--real FOLDER`, skipped if there are none) and generated ones (a moving 
                        multi-scale crop and resize; normalized floats
     torchcodec         exact, one thread, the 16 frames; torchvision v2 random resized crop on uint8
     the same, GOP 30   on files with a key frame every 30 frames
-    the same, aligned  on the stride-aligned files
+    the same, h264     on the files of the default layout
     ours, originals    `TrainingClips` on the same files, in shards of the layout `copy`
-    ours               on shards of the default layout, stride_aligned
+    ours, h264         on shards of the default layout
     ours, 4 views      four clips of each decoded range of frames
-    bare decoder       PyAV with skip_frame=NONREF on the stride-aligned files: the same frames, no pixels
+    bare decoder       PyAV with skip_frame=NONREF on these files: the same frames, no pixels
 
 The other loaders read whole files and get the 16 frame numbers, drawn like ours. Ours read shards, verify
 each checksum, and return uint8 planes; conversion to RGB belongs to the device, and its cost on this CPU is
@@ -56,8 +56,8 @@ CLIP = ClipConfig()
 AUGMENT = AugmentConfig()
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VIDEOMAE, TORCHCODEC = "VideoMAE-style", "torchcodec exact + v2"
-TORCHCODEC_30, TORCHCODEC_ALIGNED = "the same, GOP 30", "the same, aligned"
-ORIGINALS, ALIGNED, VIEWS, BARE = "ours, originals", "ours, stride-aligned", "ours, 4 views", "bare decoder"
+TORCHCODEC_30, TORCHCODEC_ALIGNED = "the same, GOP 30", "the same, h264"
+ORIGINALS, ALIGNED, VIEWS, BARE = "ours, originals", "ours, h264", "ours, 4 views", "bare decoder"
 REAL = Path(__file__).resolve().parents[3] / "shared" / "videos" / "surveillance"
 
 NO_TORCHCODEC = why_missing("torchcodec.decoders", "torchcodec")
@@ -103,7 +103,7 @@ def report(videos: Collection, arguments: argparse.Namespace) -> None:
     ]
     print(
         f"{videos.name}: {len(videos.files)} videos, {megabytes[0]:.1f} MB, {megabytes[1]:.1f} MB "
-        f"stride-aligned; {arguments.clips} clips x {arguments.repeats} repeats, one core"
+        f"in the layout h264; {arguments.clips} clips x {arguments.repeats} repeats, one core"
     )
     print(f"{'':24}{'clips/s':>9}{'best':>8}   times {VIDEOMAE}   times {TORCHCODEC}   of the bare decoder")
     for name in rows:
@@ -234,7 +234,7 @@ def stored(index: ShardIndex, sample: Sample) -> bytes:
 
 
 def bare_clips(index: ShardIndex, first: int, count: int) -> Iterator[tuple[bytes, float, float]]:
-    """Yield the bytes of a stride-aligned video, and the times of a clip's first and last frame."""
+    """Yield the bytes of a stored video, and the times of a clip's first and last frame."""
     for sample, chance in draws(index, first, count):
         timestamps_s = training_timestamps_s(sample, CLIP, chance)
         early_s = 0.499 * sample.duration_s / sample.frames  # timestamps are in the middle of a frame
@@ -258,7 +258,7 @@ def bare_clip(video: bytes, first_s: float, last_s: float) -> int:
 
 
 def print_phases(index: ShardIndex, count: int) -> None:
-    """Print the time of each phase for a clip on stride-aligned shards."""
+    """Print the time of each phase for a clip in the layout h264."""
     spent_s = np.zeros(4)
     for sample, chance in draws(index, 0, count):
         timestamps_s = training_timestamps_s(sample, CLIP, chance)

@@ -61,7 +61,7 @@ def generated(cache: Path) -> Collection:
 def _sharded(name: str, folder: Path, folder_30: Path | None) -> Collection:
     """Make shards of both layouts with the command."""
     indexes = {}
-    for layout in ("copy", "stride_aligned"):
+    for layout in ("copy", "h264"):
         out = folder.with_name(f"{folder.name}-{layout}")
         command = [
             sys.executable,
@@ -80,7 +80,7 @@ def _sharded(name: str, folder: Path, folder_30: Path | None) -> Collection:
         files={path.name: path for path in folder.glob("*.mp4")},
         files_30={path.name: path for path in folder_30.glob("*.mp4")} if folder_30 else {},
         originals=indexes["copy"],
-        aligned=indexes["stride_aligned"],
+        aligned=indexes["h264"],
     )
 
 
