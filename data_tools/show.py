@@ -2,7 +2,7 @@
 
     samples      240 in 1 shards, 73.8 MB
     fingerprint  ecbb8db17b4ccbc0
-    layout       h264; every 2nd frame decodes alone in 240
+    layout       h264; every 2nd frame of the source in 240; every 2nd stored frame decodes alone in 240
     duration     0.14 h; 1.00 to 4.74 s, median 2.00 s
     frames       20 to 140, median 60
     frame rate   10.00 to 30.00 fps, median 30.00 fps
@@ -40,7 +40,6 @@ def summarize(index: ShardIndex) -> dict[str, Any]:
     widths, heights = index.column("width").tolist(), index.column("height").tolist()
     sizes = Counter(f"{width}x{height}" for width, height in zip(widths, heights, strict=True))
     duration_s, frames = index.column("duration_s"), index.column("frames")
-    strides = Counter(index.column("reference_stride").tolist())
     layout = index.made_by.get("config", {}).get("layout") or {}
     return {
         "samples": len(index),
@@ -56,10 +55,15 @@ def summarize(index: ShardIndex) -> dict[str, Any]:
         "codecs": dict(Counter(index.column("codec").tolist()).most_common()),
         "sizes": dict(sizes.most_common()),
         "layout": layout.get("name", ""),
-        "reference_stride": {str(stride): count for stride, count in sorted(strides.items())},
+        **{name: _counts(index, name) for name in ("frame_step", "reference_stride")},
         "groups": _groups(index),
         "columns": list(index.extra),
     }
+
+
+def _counts(index: ShardIndex, name: str) -> dict[str, int]:
+    values, counts = np.unique(index.column(name), return_counts=True)
+    return {str(value): int(count) for value, count in zip(values, counts, strict=True)}
 
 
 def _groups(index: ShardIndex) -> int:
@@ -92,12 +96,14 @@ def _as_text(summary: dict[str, Any]) -> str:
 
 
 def _layout(summary: dict[str, Any]) -> list[str]:
-    strides = {int(stride): count for stride, count in summary["reference_stride"].items() if stride != "1"}
-    aligned = [
-        f"every {stride}{({2: 'nd', 3: 'rd'}).get(stride, 'th')} frame decodes alone in {count}"
-        for stride, count in strides.items()
+    meanings = {"frame_step": "frame of the source in", "reference_stride": "stored frame decodes alone in"}
+    parts = [
+        f"every {each}{({'2': 'nd', '3': 'rd'}).get(each, 'th')} {meaning} {count}"
+        for name, meaning in meanings.items()
+        for each, count in summary[name].items()
+        if each != "1"
     ]
-    parts = [summary["layout"], *aligned] if summary["layout"] else aligned
+    parts = [summary["layout"], *parts] if summary["layout"] else parts
     return [f"layout       {'; '.join(parts)}"] if parts else []
 
 

@@ -47,6 +47,7 @@ def test_show_prints_layout_groups_and_extra_columns(tmp_path: Path, capsys: pyt
         Sample(
             key=f"k{at}", name=f"n{at}", shard=0, offset=0, length=9, crc32=0, frames=30, duration_s=1.0 + at,
             width=4, height=4, codec="h264", label=NO_LABEL, group="ab"[at % 2], reference_stride=2 + at % 2,
+            frame_step=2,
         )
         for at in range(3)
     ]  # fmt: skip
@@ -56,8 +57,7 @@ def test_show_prints_layout_groups_and_extra_columns(tmp_path: Path, capsys: pyt
     write_index(tmp_path, rows, shards, [], made_by, extra={"camera": ["x", "y", "z"]})
     assert run_program(PROGRAM, ["show", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert (
-        "layout       h264; every 2nd frame decodes alone in 2; every 3rd frame decodes alone in 1" in lines
-    )
+    layout = "h264; every 2nd frame of the source in 3; every 2nd stored frame decodes alone in 2; "
+    assert f"layout       {layout}every 3rd stored frame decodes alone in 1" in lines
     assert "frame rate   10.00 to 30.00 fps, median 15.00 fps" in lines
     assert "groups       2" in lines and "columns      camera" in lines
