@@ -9,9 +9,11 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from kinemae.data_tools.command import DataError
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.conditions import check_columns
 from kinemae.data_tools.config import load_config, require
 from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.orders.base import SampleOrder, build_order
 from kinemae.data_tools.overrides import as_overrides
 from kinemae.data_tools.stream.augment import NO_AUGMENTATION, AugmentConfig
 from kinemae.data_tools.stream.clip_reader import (
@@ -25,11 +27,12 @@ from kinemae.data_tools.stream.clip_reader import (
 )
 from kinemae.data_tools.stream.clip_stream import ClipStream
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, clip_with
-from kinemae.data_tools.stream.loader import TIMEOUT_S, read_items
+from kinemae.data_tools.stream.loader import READ_AHEAD, TIMEOUT_S, read_items
 from kinemae.data_tools.stream.mixture import SeveralSets, Sources, open_source
+from kinemae.data_tools.stream.read_ahead import Request
 from kinemae.data_tools.stream.streamed_clips import StreamedClips
 from kinemae.data_tools.stream.tar_list import is_tars, open_tars
-from kinemae.data_tools.stream.training_clips import TrainingClips
+from kinemae.data_tools.stream.training_clips import TrainingClips, sample_order
 
 
 def clips(  # noqa: PLR0913 - all but the first two by name
@@ -49,6 +52,8 @@ def clips(  # noqa: PLR0913 - all but the first two by name
     world: int | None = None,
     max_bad_fraction: float = 0.01,
     timeout_s: float = TIMEOUT_S,
+    order: str | Mapping[str, Any] = "random",
+    read_ahead: int = READ_AHEAD,
     **settings: Any,
 ) -> "ClipDataset | ClipStream":
     """Open shards as a dataset of training clips in a shuffled order that depends only on the seed.
@@ -66,6 +71,8 @@ def clips(  # noqa: PLR0913 - all but the first two by name
         rank, world: of this process; None: those of torch.distributed or of the launcher.
         max_bad_fraction: a larger fraction of unreadable clips is an error.
         timeout_s: limit without progress; a loader process is replaced then and its video skipped.
+        order: as `data.order`: a name, or {"name": "blocks", "args": {...}}.
+        read_ahead: samples that each process reads ahead of the one it decodes.
         settings: fields of `ClipConfig` that replace those of `clip`: frames, stride, fps, size, ...
 
     Raises:
@@ -74,9 +81,16 @@ def clips(  # noqa: PLR0913 - all but the first two by name
     _check_numbers(batch_size, views, workers, max_bad_fraction, timeout_s)
     kept = {"clip": clip_with(clip, **settings), "augment": _augmentation(augment), "views": views}
     training, names = _training_clips(shards, where, weight, columns, {**kept, "seed": seed})
-    kind = ClipStream if isinstance(training, StreamedClips) else ClipDataset
-    reader = ClipReader(training, batch_size, transform, names)
-    return kind(reader, workers, (rank, world), max_bad_fraction, timeout_s)
+    require(0 <= read_ahead <= 256, "read_ahead", "lie between 0 and 256", read_ahead)
+    reader, place = ClipReader(training, batch_size, transform, names), (rank, world)
+    chosen = Component(name=order) if isinstance(order, str) else Component(**order)
+    if isinstance(training, StreamedClips):
+        is_random = chosen == Component(name="random")
+        require(is_random, "order", "be random for tars without an index", chosen.name)
+        return ClipStream(reader, workers, place, max_bad_fraction, timeout_s)
+    dataset = ClipDataset(reader, workers, place, max_bad_fraction, timeout_s, chosen, read_ahead)
+    dataset.check_order()
+    return dataset
 
 
 class ClipDataset(IterableDataset[Batch]):
@@ -91,19 +105,23 @@ class ClipDataset(IterableDataset[Batch]):
     Processes share the clips of each step. So do the workers of a DataLoader, step by step.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - only `clips` calls it
         self,
         reader: ClipReader,
         workers: int,
         place: tuple[int | None, int | None],
         max_bad_fraction: float,
         timeout_s: float,
+        order: Component,
+        read_ahead: int,
     ):
         super().__init__()
         self.reader = reader
         self.workers = workers
         self.max_bad_fraction = max_bad_fraction
         self.timeout_s = timeout_s
+        self.order = order
+        self.read_ahead = read_ahead
         self._place = place
         self._clips = 0  # of all processes, used so far
         # Iterations that each worker of a DataLoader has begun; workers do not see changes of `_clips`.
@@ -172,15 +190,27 @@ class ClipDataset(IterableDataset[Batch]):
         starts = range(first, (first // pass_clips + 1) * pass_clips, step_clips)
         if worker is not None:
             starts = starts[worker.id :: worker.num_workers]
+        self.reader.clips.order = self._sample_order(world)
         steps = _Steps(self.reader, starts, rank * self._per_process, self._per_process)
         workers = self.workers if worker is None else 0
-        preload = [__name__]
-        items = read_items(steps, workers, self.timeout_s, preload=preload)
+        items = read_items(steps, workers, self.timeout_s, preload=[__name__], read_ahead=self.read_ahead)
         checked = checked_batches(items, self._per_process, self.max_bad_fraction)
         for start, item in zip(starts, checked, strict=True):
             if worker is None:
                 self._clips = start + step_clips
             yield item.batch
+
+    def check_order(self) -> None:
+        """Check that the order can be used with this data; an iteration checks it for its processes.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        self._sample_order(self._place[1] or 1)
+
+    def _sample_order(self, world: int) -> SampleOrder | None:
+        clips = self.reader.clips
+        return sample_order(build_order(self.order), clips.index, self._per_process * world // clips.views)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_place": rank_and_world(self._place)}  # started processes are in no group
@@ -194,7 +224,12 @@ class ClipDataset(IterableDataset[Batch]):
         source = clips.index
         assert isinstance(source, ShardIndex | SeveralSets)
         weight = source.weight if isinstance(source, SeveralSets) else None
-        return {"seed": clips.seed, "views": clips.views, "data": source.identity, "weight": weight}
+        order = None
+        if build_order(self.order).is_local:  # such an order depends on the size of a step
+            clips_per_step = self._per_process * rank_and_world(self._place)[1]
+            order = f"{self.order.name} {self.order.args} in steps of {clips_per_step} clips"
+        identity = {"seed": clips.seed, "views": clips.views, "data": source.identity}
+        return {**identity, "weight": weight, "order": order}
 
 
 @dataclass(frozen=True)
@@ -216,6 +251,10 @@ class _Steps:
         return self.reader.read(
             range(begin, begin + self.count), quarantined=quarantined, on_sample=on_sample
         )
+
+    def upcoming(self, number: int) -> list[Request]:
+        begin = self.starts[number] + self.offset
+        return self.reader.clips.upcoming(range(begin, begin + self.count))
 
 
 def _check_numbers(

@@ -316,3 +316,17 @@ def test_workers_import_a_script_only_for_its_functions(shards, tmp_path, calls,
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert ran.stdout.split() == output and error in ran.stderr, ran.stderr[-3000:]
     assert (ran.returncode == 0) == (not error)
+
+
+def test_blocks_of_several_processes_show_each_sample_once(shards):
+    order = {"name": "blocks", "args": {"block_mb": 0.01, "window": 4}}
+    options = {"batch_size": 2, "seed": 3, "order": order, "world": 2}
+    datasets = [kinemae.clips(shards, CLIP, rank=rank, **options) for rank in range(2)]
+    keys = [key for dataset in datasets for batch in dataset for key in batch["key"]]
+    assert len(keys) == len(set(keys)) == len(open_index(shards)) // 4 * 4
+    with pytest.raises(ValueError, match=r"order: expected the state of a run with .blocks .* of 4 clips"):
+        datasets[0].load_state_dict(kinemae.clips(shards, CLIP, seed=3, batch_size=2).state_dict())
+    with pytest.raises(
+        ValueError, match=r"data\.order\.args\.partitions: expected a divisor of the 2 videos"
+    ):
+        kinemae.clips(shards, CLIP, batch_size=2, order={"name": "blocks", "args": {"partitions": 3}})
