@@ -79,6 +79,8 @@ _FIELD_NAMES: dict[str, str] = {
     "mix.cutmix": "cutmix cutmix_alpha",
     "mix.probability": "mixup_prob mix_prob",
     "mix.switch_probability": "mixup_switch_prob switch_prob switch",
+    "data.order": "shuffle shuffle_algo shuffle_block_size shuffle_buffer shardshuffle",
+    "data.read_ahead": "prefetch prefetch_factor predownload readahead read_ahead",
     "data.balance": "class_balanced balanced_sampler weighted_sampler weighted_random_sampler oversample",
     "augment.flip": "flip hflip horizontal_flip random_flip",
     "augment.flip_pairs": "flip_label_map flip_labels left_right",
