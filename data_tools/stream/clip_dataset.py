@@ -65,14 +65,11 @@ def clips(  # noqa: PLR0913 - all but the first two by name
         augment: an `AugmentConfig`, its keys, or True for its defaults; False: the largest centred square.
         transform: called with each clip_CTHW; random numbers of torch depend on the seed and the clip.
         columns: columns of the index to add, for example captions; for tars, extensions of members.
-        where, weight: as `data.where` and `data.weight`: a condition over columns, and a column.
+        where, weight, order, read_ahead: the keys of `data`, see docs/reading.md.
         views: neighbouring clips of a batch that are cut from one decoded video.
         workers: loader processes. They read ahead, and `state_dict` counts the clips that were used.
         rank, world: of this process; None: those of torch.distributed or of the launcher.
-        max_bad_fraction: a larger fraction of unreadable clips is an error.
-        timeout_s: limit without progress; a loader process is replaced then and its video skipped.
-        order: as `data.order`: a name, or {"name": "blocks", "args": {...}}.
-        read_ahead: samples that each process reads ahead of the one it decodes.
+        max_bad_fraction, timeout_s: limits of unreadable clips, and of the time without progress.
         settings: fields of `ClipConfig` that replace those of `clip`: frames, stride, fps, size, ...
 
     Raises:
@@ -81,16 +78,10 @@ def clips(  # noqa: PLR0913 - all but the first two by name
     _check_numbers(batch_size, views, workers, max_bad_fraction, timeout_s)
     kept = {"clip": clip_with(clip, **settings), "augment": _augmentation(augment), "views": views}
     training, names = _training_clips(shards, where, weight, columns, {**kept, "seed": seed})
-    require(0 <= read_ahead <= 256, "read_ahead", "lie between 0 and 256", read_ahead)
-    reader, place = ClipReader(training, batch_size, transform, names), (rank, world)
-    chosen = Component(name=order) if isinstance(order, str) else Component(**order)
-    if isinstance(training, StreamedClips):
-        is_random = chosen == Component(name="random")
-        require(is_random, "order", "be random for tars without an index", chosen.name)
-        return ClipStream(reader, workers, place, max_bad_fraction, timeout_s)
-    dataset = ClipDataset(reader, workers, place, max_bad_fraction, timeout_s, chosen, read_ahead)
-    dataset.check_order()
-    return dataset
+    reader = ClipReader(training, batch_size, transform, names)
+    return _dataset(
+        reader, workers, (rank, world), (max_bad_fraction, timeout_s), order=order, read_ahead=read_ahead
+    )
 
 
 class ClipDataset(IterableDataset[Batch]):
@@ -299,3 +290,23 @@ def _augmentation(given: AugmentConfig | Mapping[str, Any] | bool) -> AugmentCon
     if isinstance(given, AugmentConfig):
         return given
     return AugmentConfig() if given else NO_AUGMENTATION
+
+
+def _dataset(
+    reader: ClipReader,
+    workers: int,
+    place: tuple[int | None, int | None],
+    limits: tuple[float, float],
+    *,
+    order: str | Mapping[str, Any],
+    read_ahead: int,
+) -> ClipDataset | ClipStream:
+    require(0 <= read_ahead <= 256, "read_ahead", "lie between 0 and 256", read_ahead)
+    chosen = Component(name=order) if isinstance(order, str) else Component(**order)
+    if isinstance(reader.clips, StreamedClips):
+        is_random = chosen == Component(name="random")
+        require(is_random, "order", "be random for tars without an index", chosen.name)
+        return ClipStream(reader, workers, place, *limits)
+    dataset = ClipDataset(reader, workers, place, *limits, order=chosen, read_ahead=read_ahead)
+    dataset.check_order()
+    return dataset
