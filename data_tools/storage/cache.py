@@ -87,7 +87,7 @@ class Cache:
         """
         return CacheEntry(cache=self, folder=hashlib.sha256(data_set.encode()).hexdigest()[:16], shard=shard)
 
-    def _take_room(self, ledger: int, needed: int, *, limit: int, evict_active: bool = False) -> bool:
+    def _take_space(self, ledger: int, needed: int, *, limit: int, evict_active: bool = False) -> bool:
         """Count `needed` bytes as used if they fit below `limit`, after the eviction of other entries.
 
         Args:
@@ -142,7 +142,7 @@ class CacheEntry:
     """The cached samples of one shard of a data set.
 
     A full cache keeps what it has: each epoch reads all samples once, in a new order, so the sample that was
-    used last is not needed earlier than another one. Blocks for which there is no room are kept for the
+    used last is not needed earlier than another one. Blocks for which there is no space are kept for the
     window of the order that uses them; they replace each other.
     """
 
@@ -161,10 +161,10 @@ class CacheEntry:
             return b""
 
     def write(self, offset: int, content: bytes, *, window_bytes: int = 0) -> bool:
-        """Store a range if there is room; return whether it was stored.
+        """Store a range if there is space; return whether it was stored.
 
         Args:
-            window_bytes: size of the blocks that are in use, for which room is left.
+            window_bytes: size of the blocks that are in use, for which space is left.
         """
         needed = (len(content) // _BLOCK + 2) * _BLOCK
         limit = self.cache.size - self._reserved(window_bytes)
@@ -174,7 +174,7 @@ class CacheEntry:
             entry = self._open()
             with self.cache._locked() as ledger:
                 blocks = sum(size for _, _, size in self._blocks()) if not window_bytes else 0
-                if not self.cache._take_room(ledger, needed, limit=limit - blocks):
+                if not self.cache._take_space(ledger, needed, limit=limit - blocks):
                     return False
                 write_at(entry.number, offset, content)
         except OSError as error:
@@ -182,7 +182,7 @@ class CacheEntry:
             return False
         return True
 
-    def has_room_for(self, size: int) -> bool:
+    def has_space_for(self, size: int) -> bool:
         """Check whether the cache is large enough for a block."""
         return size <= self.cache.size * _MAX_FRACTION
 
@@ -195,7 +195,7 @@ class CacheEntry:
         return read_at(block.number, offset - begin, length)
 
     def write_block(self, begin: int, content: bytes, *, window_bytes: int) -> None:
-        """Store a block: permanently if there is room, else in place of the oldest other block."""
+        """Store a block: permanently if there is space, else in place of the oldest other block."""
         if self.write(begin, content, window_bytes=window_bytes):
             return
         path, reserved = self._block_path(begin), self._reserved(window_bytes)
@@ -208,7 +208,7 @@ class CacheEntry:
                     oldest.unlink()
                     held -= size
                 limit = self.cache.size - reserved
-                if not self.cache._take_room(ledger, 0, limit=limit, evict_active=True):
+                if not self.cache._take_space(ledger, 0, limit=limit, evict_active=True):
                     return
                 partial = path.with_suffix(".partial")
                 partial.write_bytes(content)
@@ -239,7 +239,7 @@ class CacheEntry:
         return self.cache.folder / "blocks" / f"{self.shard[:40]}-{begin}"
 
     def _reserved(self, window_bytes: int) -> int:
-        """Room for blocks: twice their size, since their lives overlap, and at most half of the cache."""
+        """Space for blocks: twice their size, since their lives overlap, and at most half of the cache."""
         return min(2 * window_bytes, self.cache.size // 2)
 
     def _blocks(self) -> list[tuple[int, Path, int]]:

@@ -79,9 +79,7 @@ def clips(  # noqa: PLR0913 - all but the first two by name
     kept = {"clip": clip_with(clip, **settings), "augment": _augmentation(augment), "views": views}
     training, names = _training_clips(shards, where, weight, columns, {**kept, "seed": seed})
     reader = ClipReader(training, batch_size, transform, names)
-    return _dataset(
-        reader, workers, (rank, world), (max_bad_fraction, timeout_s), order=order, read_ahead=read_ahead
-    )
+    return _dataset(reader, workers, (rank, world), (max_bad_fraction, timeout_s), order, read_ahead)
 
 
 class ClipDataset(IterableDataset[Batch]):
@@ -297,7 +295,6 @@ def _dataset(
     workers: int,
     place: tuple[int | None, int | None],
     limits: tuple[float, float],
-    *,
     order: str | Mapping[str, Any],
     read_ahead: int,
 ) -> ClipDataset | ClipStream:

@@ -169,7 +169,7 @@ def _read_with_block(
     """
     begin, end = _range_of(index, sample, block)
     video = entry.read_block(begin, sample.offset, sample.length)
-    if _is_intact(video, sample) or not entry.has_room_for(end - begin):
+    if _is_intact(video, sample) or not entry.has_space_for(end - begin):
         return video
     with entry.downloading(begin):
         for read in (entry.read, partial(entry.read_block, begin)):

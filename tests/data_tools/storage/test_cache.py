@@ -44,7 +44,7 @@ def is_stored(cache: Cache, shard: int, number: int, data_set: str = "s3://bucke
 
 
 def fill(cache: Cache, data_set: str = "s3://bucket/train") -> list[tuple[int, int]]:
-    """Write more samples than there is room for; return those that are stored."""
+    """Write more samples than there is space for; return those that are stored."""
     for shard in range(SHARDS):
         for number in range(SAMPLES):
             entry(cache, shard, data_set).write(offset(number), sample(shard, number))
@@ -91,7 +91,7 @@ def test_data_sets_that_no_process_uses_are_evicted_first(cache: Cache, monkeypa
     assert len(fill(cache, "s3://new")) > 0.8 * cache.size / LENGTH
 
 
-def test_blocks_without_room_replace_each_other_and_leave_the_samples(cache: Cache):
+def test_blocks_without_space_replace_each_other_and_leave_the_samples(cache: Cache):
     blocks = [random.Random(shard).randbytes(5 * LENGTH) for shard in range(60)]
     for shard, block in enumerate(blocks):
         entry(cache, shard).write_block(1000, block, window_bytes=3 * len(block))
@@ -105,7 +105,7 @@ def test_blocks_without_room_replace_each_other_and_leave_the_samples(cache: Cac
     assert temporary == list(range(60 - len(temporary), 60)) and 3 <= len(temporary) <= 6
 
 
-def test_blocks_take_the_room_that_they_need_from_samples(cache: Cache):
+def test_blocks_take_the_space_that_they_need_from_samples(cache: Cache):
     before = fill(cache)
     block = random.Random(0).randbytes(5 * LENGTH)
     entry(cache, 99).write_block(0, block, window_bytes=3 * len(block))
