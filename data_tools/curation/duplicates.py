@@ -30,6 +30,7 @@ from kinemae.data_tools.files import atomic_write_text, to_jsonl
 from kinemae.data_tools.index import ShardIndex, open_data_sets
 from kinemae.data_tools.storage.location import location
 
+MAX_BLANK_SHARE = 0.5
 _ORDER = ("test", "validation", "train", "unlabelled")
 
 
@@ -43,7 +44,7 @@ class DuplicatesConfig:
     """
 
     bits: int = 16
-    max_blank_share: float = 0.5
+    max_blank_share: float = MAX_BLANK_SHARE
 
     def __post_init__(self) -> None:
         require(0 <= self.bits <= MAX_BITS, "bits", f"lie in [0, {MAX_BITS}]", self.bits)
@@ -52,7 +53,7 @@ class DuplicatesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Hashes:
+class Hashes:
     """The hashes of several data sets.
 
     Attributes:
@@ -102,7 +103,7 @@ def find_duplicates(sets: dict[str, ShardIndex], config: DuplicatesConfig) -> li
         DataError: a data set has no hashes.
     """
     names = list(sets)
-    hashes = _hashes(sets, config)
+    hashes = gather_hashes(sets, max_blank_share=config.max_blank_share)
     groups = []
     for component in near_duplicate_groups(hashes.words_NX, config.bits):
         for kept, others in _kept(component, hashes, config.bits):
@@ -113,13 +114,18 @@ def find_duplicates(sets: dict[str, ShardIndex], config: DuplicatesConfig) -> li
     return sorted(groups, key=lambda group: -len(group["remove"]))
 
 
-def _hashes(sets: dict[str, ShardIndex], config: DuplicatesConfig) -> _Hashes:
+def gather_hashes(sets: dict[str, ShardIndex], *, max_blank_share: float = MAX_BLANK_SHARE) -> Hashes:
+    """The hashes of the samples of all data sets that are not blank.
+
+    Raises:
+        DataError: a data set has no hashes.
+    """
     words, numbers, positions, pixels, sizes, splits = [], [], [], [], [], []
     for number, (name, index) in enumerate(sets.items()):
         words_RX, position_R = read_hashes(index)
         if "blank_share" in index.extra:
             blank_R = index.column("blank_share")[position_R]
-            is_shown_R = ~(blank_R > config.max_blank_share)
+            is_shown_R = ~(blank_R > max_blank_share)
             words_RX, position_R = words_RX[is_shown_R], position_R[is_shown_R]
         words.append(words_RX)
         positions.append(position_R)
@@ -131,7 +137,7 @@ def _hashes(sets: dict[str, ShardIndex], config: DuplicatesConfig) -> _Hashes:
     split_N, pixels_N, size_N = (np.concatenate(each) for each in (splits, pixels, sizes))
     rank_N = np.empty(len(split_N), np.int64)
     rank_N[np.lexsort((-size_N, -pixels_N, split_N))] = np.arange(len(split_N))
-    return _Hashes(
+    return Hashes(
         words_NX=np.concatenate(words),
         set_N=np.concatenate(numbers),
         position_N=np.concatenate(positions),
@@ -139,7 +145,7 @@ def _hashes(sets: dict[str, ShardIndex], config: DuplicatesConfig) -> _Hashes:
     )
 
 
-def _kept(component: np.ndarray, hashes: _Hashes, bits: int) -> Iterator[tuple[int, np.ndarray]]:
+def _kept(component: np.ndarray, hashes: Hashes, bits: int) -> Iterator[tuple[int, np.ndarray]]:
     """Kept samples of a component, each with the samples near it that are removed."""
     rest = component[np.argsort(hashes.rank_N[component])]
     while len(rest) > 1:
@@ -150,7 +156,7 @@ def _kept(component: np.ndarray, hashes: _Hashes, bits: int) -> Iterator[tuple[i
         rest = rest[~is_near]
 
 
-def _entry(sets: dict[str, ShardIndex], names: list[str], hashes: _Hashes, row: int) -> dict[str, Any]:
+def _entry(sets: dict[str, ShardIndex], names: list[str], hashes: Hashes, row: int) -> dict[str, Any]:
     split = names[hashes.set_N[row]]
     sample = sets[split].sample(int(hashes.position_N[row]))
     return {"key": sample.key, "split": split, "name": sample.name}

@@ -39,12 +39,10 @@ def run_checks(
 def _check_videos(content: dict[str, Any]) -> list[Check]:
     videos = f"{content['sampled']:,} decoded videos"
     unreadable, static, blank = (len(content[name]) for name in ("unreadable", "static", "blank"))
-    groups = content["near_duplicates"]
-    mixed = sum(len({card.split for card in group}) > 1 for group in groups)
+    groups, mixed = content["near_duplicate_count"], content["near_duplicate_mixed"]
+    compared = f"{content['total']:,} videos" if content["has_hashes"] else videos
     in_splits = f", {mixed:,} of them in more than one split" if mixed else ""
-    similar = (
-        f"near duplicates: {len(groups):,} {'group' if len(groups) == 1 else 'groups'} of videos{in_splits}"
-    )
+    similar = f"near duplicates: {groups:,} {'group' if groups == 1 else 'groups'} of videos{in_splits}"
     return [
         _counted(
             unreadable,
@@ -53,7 +51,7 @@ def _check_videos(content: dict[str, Any]) -> list[Check]:
             section="unreadable",
             level="problem",
         ),
-        _counted(len(groups), similar, f"no near duplicates among {videos}", section="alike"),
+        _counted(groups, similar, f"no near duplicates among {compared}", section="alike"),
         _counted(
             static, f"{static:,} of {videos} are static", f"none of {videos} is static", section="static"
         ),

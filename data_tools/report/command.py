@@ -54,6 +54,7 @@ def _as_json(out: Path, content: dict[str, Any]) -> dict[str, Any]:
         "unreadable": {card.key: reason for card, reason in content["unreadable"]},
         "static": [card.key for card in content["static"]],
         "blank": [card.key for card in content["blank"]],
+        "near_duplicate_groups": content["near_duplicate_count"],
         "near_duplicates": [[card.key for card in group] for group in content["near_duplicates"]],
         "exact_duplicates": [[card.key for card in group] for group in content["exact"]],
         "leaked_files": len(content["leaks"]["content"]),

@@ -12,7 +12,9 @@ from kinemae.data_tools.report.sampled_videos import (
     ReportConfig,
     SampledVideos,
     decode_sampled_videos,
-    near_duplicates,
+    decoded_near_groups,
+    group_cards,
+    stored_near_groups,
 )
 from kinemae.data_tools.report.tables import (
     class_counts,
@@ -34,7 +36,11 @@ LIMITS = {"groups": 24, "members": 6, "listed": 200, "cards": 12, "classes": 30}
 
 def gather(collection: Collection, folder: Location, settings: ReportConfig) -> dict[str, Any]:
     """Decode the sampled videos and collect the content of the page."""
-    sampled = decode_sampled_videos(collection, settings)
+    groups = stored_near_groups(collection, settings)
+    shown = [row for rows, _ in (groups or ())[: LIMITS["groups"]] for row in rows[: LIMITS["members"]]]
+    sampled = decode_sampled_videos(collection, settings, shown)
+    has_hashes = groups is not None
+    groups = decoded_near_groups(sampled, settings) if groups is None else groups
     names, counts_SX = class_counts(collection)
     rejected = listed_files(folder, collection, REJECTED_NAME, "reason")
     content: dict[str, Any] = {
@@ -42,7 +48,7 @@ def gather(collection: Collection, folder: Location, settings: ReportConfig) -> 
         "split_names": [split or collection.name for split in collection.splits],
         "settings": settings,
         "limits": LIMITS,
-        "sampled": len(sampled.stats),
+        "sampled": len(sampled.rows),
         "total": len(collection),
         "sheet": [sampled.card(row) for row in sampled.readable[: settings.pictures]],
         "splits": [split_row(collection, number) for number in range(len(collection.splits))],
@@ -51,7 +57,10 @@ def gather(collection: Collection, folder: Location, settings: ReportConfig) -> 
         "classes": ranking("Classes", names, counts_SX, shown=LIMITS["classes"]) if names else None,
         "static": _below(sampled, "motion", settings.static_threshold),
         "blank": _below(sampled, "contrast", settings.blank_threshold),
-        "near_duplicates": near_duplicates(sampled, settings),
+        "has_hashes": has_hashes,
+        "near_duplicates": group_cards(sampled, groups),
+        "near_duplicate_count": len(groups),
+        "near_duplicate_mixed": sum(len(set(collection.split_numbers(rows))) > 1 for rows, _ in groups),
         "unreadable": sampled.unreadable,
         "rejected": rejected,
         "notes": listed_files(folder, collection, NOTES_NAME, "note"),

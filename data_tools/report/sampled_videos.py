@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from kinemae.data_tools.config import require
+from kinemae.data_tools.curation.duplicates import gather_hashes
 from kinemae.data_tools.curation.frame_stats import HASH_BITS
 from kinemae.data_tools.curation.near_duplicates import distances, hash_words, near_duplicate_groups
 from kinemae.data_tools.index import NO_LABEL, Sample
@@ -23,6 +26,8 @@ from kinemae.data_tools.report.video_stats import (
     timestamps_s,
 )
 from kinemae.data_tools.storage.location import Location
+
+MAX_GROUPS = 1000  # of near duplicates, for which cards are made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,20 +90,26 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class SampledVideos:
-    """The decoded videos by row, in the order of the seeded sample."""
+    """The decoded videos.
+
+    Attributes:
+        rows: the seeded sample, in its order.
+        stats: by row, of the sample and of near duplicates.
+    """
 
     collection: Collection
+    rows: Sequence[int]
     stats: dict[int, VideoStats]
 
     @property
     def readable(self) -> list[int]:
         """Rows of the readable videos."""
-        return [row for row, stats in self.stats.items() if not stats.reason]
+        return [row for row in self.rows if not self.stats[row].reason]
 
     @property
     def unreadable(self) -> list[tuple[Card, str]]:
         """The unreadable videos with reasons."""
-        return [(self.card(row), stats.reason) for row, stats in self.stats.items() if stats.reason]
+        return [(self.card(row), self.stats[row].reason) for row in self.rows if self.stats[row].reason]
 
     def card(self, row: int, note: str = "") -> Card:
         """Make the card of a video, with images if it was decoded."""
@@ -119,11 +130,13 @@ class SampledVideos:
         )
 
 
-def decode_sampled_videos(collection: Collection, settings: ReportConfig) -> SampledVideos:
-    """Decode a seeded sample of the videos on several processes."""
+def decode_sampled_videos(
+    collection: Collection, settings: ReportConfig, also: Sequence[int] = ()
+) -> SampledVideos:
+    """Decode a seeded sample of the videos, and the rows `also`, on several processes."""
     draw = generator(settings.seed, purpose="report/samples")
     rows = torch.randperm(len(collection), generator=draw)[: settings.samples].tolist()
-    sorted_rows = sorted(rows)  # neighbours on the disk
+    sorted_rows = sorted({*rows, *also})  # neighbours on the disk
     jobs: list[tuple[Location, int]] = []
     for row in sorted_rows:
         number, position = collection.locate(row)
@@ -137,27 +150,57 @@ def decode_sampled_videos(collection: Collection, settings: ReportConfig) -> Sam
         engine=settings.engine,
     )
     stats = {sorted_rows[at]: result for at, result in progress(results, total=len(jobs), what="decode")}
-    return SampledVideos(collection=collection, stats={row: stats[row] for row in rows})
+    return SampledVideos(collection=collection, rows=rows, stats=stats)
 
 
-def near_duplicates(sampled: SampledVideos, settings: ReportConfig) -> list[list[Card]]:
-    """Groups of videos with similar frames: those in several splits first, then the largest.
+class NearGroup(NamedTuple):
+    """Rows of near duplicates, and the distance of each in bits from the first one."""
 
-    Blank videos are excluded, because their hashes are alike.
-    """
+    rows: list[int]
+    bits: list[int]
+
+
+def near_groups(
+    collection: Collection, words_NX: np.ndarray, row_N: np.ndarray, max_bits: int
+) -> list[NearGroup]:
+    """Groups of rows with similar hashes: those in several splits first, then the largest."""
+    found = []
+    for group in near_duplicate_groups(words_NX, max_bits):
+        bits = distances(words_NX[group[0]], words_NX[group])
+        found.append(NearGroup(row_N[group].tolist(), bits.tolist()))
+    splits = [len(set(collection.split_numbers(group.rows))) for group in found]
+    order = sorted(range(len(found)), key=lambda at: (-splits[at], -len(found[at].rows)))
+    return [found[at] for at in order]
+
+
+def stored_near_groups(collection: Collection, settings: ReportConfig) -> list[NearGroup] | None:
+    """Near duplicates among all videos by the column of hashes; None if a data set has none."""
+    if not all("phash" in index.extra for index in collection.indexes):
+        return None
+    hashes = gather_hashes(dict(zip(collection.splits, collection.indexes, strict=True)))
+    row_N = np.array(collection.offsets)[hashes.set_N] + hashes.position_N
+    order = np.argsort(row_N)
+    return near_groups(collection, hashes.words_NX[order], row_N[order], settings.near_duplicate_bits)
+
+
+def decoded_near_groups(sampled: SampledVideos, settings: ReportConfig) -> list[NearGroup]:
+    """Near duplicates among the decoded videos. Blank videos are left out, because their hashes are alike."""
     rows = [row for row in sampled.readable if sampled.stats[row].contrast >= settings.blank_threshold]
-    groups = near_duplicate_groups(
-        hash_words([sampled.stats[row].hash for row in rows]), settings.near_duplicate_bits
-    )
-    cards = [_group_cards(sampled, sorted(rows[at] for at in group)) for group in groups]
-    return sorted(cards, key=lambda group: (-len({card.split for card in group}), -len(group)))
-
-
-def _group_cards(sampled: SampledVideos, rows: Sequence[int]) -> list[Card]:
     words_NX = hash_words([sampled.stats[row].hash for row in rows])
-    bits = distances(words_NX[0], words_NX[1:]).tolist()
-    notes = [f"{count} {'bit' if count == 1 else 'bits'} from the first" for count in bits]
-    return [sampled.card(row, note) for row, note in zip(rows, ["", *notes], strict=True)]
+    return near_groups(sampled.collection, words_NX, np.array(rows), settings.near_duplicate_bits)
+
+
+def group_cards(sampled: SampledVideos, groups: Sequence[NearGroup]) -> list[list[Card]]:
+    """The cards of the first groups."""
+    return [
+        [
+            sampled.card(
+                row, "" if row == rows[0] else f"{count} {'bit' if count == 1 else 'bits'} from the first"
+            )
+            for row, count in zip(rows, bits, strict=True)
+        ]
+        for rows, bits in groups[:MAX_GROUPS]
+    ]
 
 
 def _facts(sample: Sample) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kinemae.data_tools.curation.frame_stats import COLUMNS
 from kinemae.data_tools.index import NO_LABEL
 from kinemae.data_tools.report.collection import Collection
 from kinemae.data_tools.report.figures import Histogram, Ranking, histogram, ranking, short
@@ -16,6 +17,13 @@ from kinemae.data_tools.storage.location import Location
 
 _VALUES_SHOWN = 10
 _EXAMPLES = 5
+_CURATION = {
+    "motion": ("Motion", "grey levels"),
+    "static_share": ("Static share", ""),
+    "sharpness": ("Sharpness", ""),
+    "text_overlay": ("Text overlay", ""),
+    "scene_cuts": ("Scene cuts", ""),
+}
 
 
 def split_row(collection: Collection, number: int) -> dict[str, Any]:
@@ -37,7 +45,10 @@ def split_row(collection: Collection, number: int) -> dict[str, Any]:
 
 
 def histograms(sampled: SampledVideos) -> list[Histogram]:
-    """Histograms of lengths, sizes and rates of every video, and of motion of the decoded ones."""
+    """Histograms of lengths, sizes and rates of every video, and of curation columns.
+
+    Without these columns, the motion of the decoded videos is shown.
+    """
     collection = sampled.collection
     duration_s, frames = collection.columns("duration_s"), collection.columns("frames")
     rates = [count / np.maximum(time_s, 1e-9) for count, time_s in zip(frames, duration_s, strict=True)]
@@ -50,11 +61,24 @@ def histograms(sampled: SampledVideos) -> list[Histogram]:
         histogram("Aspect ratio", "", shape),
         histogram("File size", "kB", [length / 1000 for length in collection.columns("length")]),
     ]
-    if readable := sampled.readable:
+    stored = _curation_charts(collection)
+    readable = sampled.readable
+    if readable and not stored:
         motion = np.array([sampled.stats[row].motion for row in readable])
         split = collection.split_numbers(readable)
         by_split = [motion[split == number] for number in range(len(collection.splits))]
         charts.append(histogram("Motion", "grey levels", by_split))
+    return charts + stored
+
+
+def _curation_charts(collection: Collection) -> list[Histogram]:
+    """Histograms of the curation columns of every video, if all data sets have them."""
+    if not all(name in index.extra for index in collection.indexes for name in COLUMNS):
+        return []
+    charts = []
+    for name, (title, unit) in _CURATION.items():
+        columns = [column.astype(np.float64) for column in collection.columns(name)]
+        charts.append(histogram(title, unit, [column[~np.isnan(column)] for column in columns]))
     return charts
 
 
