@@ -70,11 +70,13 @@ def compact(index: ShardIndex, *, delete: bool = False) -> None:
         new = _write_shards(index)
         _write_rows(writer, index, new)
         names = [index.shards[number].name for number in new]
-        inside = [name for name in names if "/" not in name]
+        others = enumerate(index.shards.column("name"))
+        used = {name for number, name in others if number not in new}  # two entries may name one tar
+        inside = sorted({name for name in names if "/" not in name} - used)
         writer.replace_shards(inside)
     for name in inside if delete else ():
         (index.folder / name).remove()
-    _log_result(index, len(names) - len(inside), len(inside), delete=delete)
+    _log_result(index, len(set(names) - set(inside)), len(inside), delete=delete)
 
 
 def _write_shards(index: ShardIndex) -> dict[int, _NewShard | None]:
@@ -143,8 +145,7 @@ def _log_result(index: ShardIndex, elsewhere: int, inside: int, *, delete: bool)
     )
     if elsewhere:
         log.warning(
-            "%s: %d tars outside the folder still hold removed samples; they stay, and the data set does not "
-            "use them any more",
+            "%s: %d tars of other folders, or in use, still hold removed samples; they stay as they are",
             *(index.folder, elsewhere),
         )
 

@@ -6,7 +6,7 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -74,7 +74,8 @@ class TarWriter:
         self._scratch = tempfile.TemporaryDirectory(prefix="kinemae-tar-") if folder.path is None else None
         self._path = Path(self._scratch.name if self._scratch else folder.url) / "shard.partial"
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._tar = tarfile.open(self._path, "w")  # noqa: SIM115 - closed by `finish` or `discard`
+        self._file = self._path.open("wb")  # closed by `finish` or `discard`
+        self._tar = tarfile.open(fileobj=self._file, mode="w")  # noqa: SIM115
 
     def add(self, tar: TarFile, members: Sequence[TarMember]) -> dict[int, int]:
         """Append members of a tar; return the new offset of each old one.
@@ -98,6 +99,7 @@ class TarWriter:
         """Close the tar and give it its name; `{digest}` in it becomes the begin of its sha256."""
         with writing_to(self._path.parent):
             self._tar.close()
+            self._file.close()
             with self._path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())
@@ -112,8 +114,8 @@ class TarWriter:
 
     def discard(self) -> None:
         """Remove the unfinished file."""
-        if not self._tar.closed:
-            self._tar.fileobj.close()  # without an end, which a full disk cannot take
+        with suppress(OSError):  # a full disk
+            self._file.close()
         self._path.unlink(missing_ok=True)
         if self._scratch is not None:
             self._scratch.cleanup()

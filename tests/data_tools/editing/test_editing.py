@@ -160,6 +160,18 @@ def test_added_samples_follow_the_present_ones_whose_removed_rows_stay_removed(
     assert len(copied) == (6 if videos == "copy" else 4)
 
 
+def test_compact_keeps_a_tar_that_restored_samples_use(whole: Path, tmp_path: Path, run: Run) -> None:
+    before = open_index(whole)
+    videos, keys = video_bytes(before), keys_of(before)
+    run("subset", whole, tmp_path / "some", f"where=key in {keys[:3]}")
+    run("remove", whole, f"where=key in {keys[:4]}")
+    run("add", whole, tmp_path / "some")
+    for options in (("previous=delete",), ()):
+        run("compact", whole, *options)
+        assert video_bytes(open_index(whole)) == {key: videos[key] for key in keys if key != keys[3]}
+    assert faults(whole) == []
+
+
 def test_splits_are_merged_one_by_one_and_tars_inside_out_have_relative_names(
     synth_shards: Path, tmp_path: Path, run: Run
 ) -> None:
@@ -322,3 +334,13 @@ def test_shard_does_not_undo_a_later_change(tmp_path: Path, run: Run) -> None:
     location(tmp_path / "videos" / "c.mp4").write(good)
     assert shard(*words, "retry_rejected=true") == EXIT_DATA
     assert keys_of(open_index(tmp_path / "out" / "train")) == ["b"]
+
+
+def test_keys_come_from_standard_input_and_unknown_ones_may_be_ignored(
+    whole: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = keys_of(open_index(whole))[5]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{key}\nnobody\n"))
+    log = run("remove", whole, "-", "missing=ignore")
+    assert "1 of 2 keys that no sample has, first nobody" in log and "1 of 32 samples removed" in log
+    assert key not in keys_of(open_index(whole))
