@@ -184,10 +184,10 @@ def merge_indexes(  # noqa: PLR0913 - all but two by name
                 writer.add_batch(
                     replaced(batch, shard=shard_R, label=label_Y[batch.column("label").to_numpy()])
                 )
-            names = index.shards.column("name")
+            table = index.shards.table
             if index is not base:
                 names = _place_shards(index, folder, copies=copies)
-            table = index.shards.table.set_column(0, "name", pa.array(names, pa.string()))
+                table = table.set_column(0, "name", pa.array(names, pa.string()))
             writer.add_shards(ShardTable(table))
             gone += [begin + index.removed_R, *(begin + rows for rows in removed[number : number + 1])]
             begin += len(whole)

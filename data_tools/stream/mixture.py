@@ -1,5 +1,6 @@
 """Samples of a run: from one or several data sets, evenly, by weight, by class or in fixed proportions."""
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,11 +36,15 @@ class LocatedSample:
     block: Block | None = None
 
 
-class SeveralSets:
-    """Data sets by name, as one source of samples."""
+class SeveralSets(ABC):
+    """Data sets by name, as one source of samples.
 
-    def __init__(self, sets: Mapping[str, ShardIndex]):
-        self.sets = dict(sets)
+    Attributes:
+        weight: the column of weights, see `SystematicSampling`; None samples evenly.
+    """
+
+    def __init__(self, sets: Mapping[str, ShardIndex], weight: str | None):
+        self.sets, self.weight = dict(sets), weight
         self.sizes = tuple(len(index) for index in sets.values())
 
     def __len__(self) -> int:
@@ -55,6 +60,10 @@ class SeveralSets:
         """Identities of all data sets, in their order."""
         return "+".join(index.identity for index in self.sets.values())
 
+    @abstractmethod
+    def renamed(self, names: Mapping[str, str]) -> "SeveralSets":
+        """The same data sets under new names, sorted by these; `names` maps old to new names."""
+
     def _renamed_sets(self, names: Mapping[str, str]) -> dict[str, ShardIndex]:
         sets = {names.get(name, name): index for name, index in self.sets.items()}
         return {name: sets[name] for name in sorted(sets)}
@@ -68,13 +77,12 @@ class Concatenation(SeveralSets):
     """
 
     def __init__(self, sets: Mapping[str, ShardIndex], *, weight: str | None = None):
-        super().__init__(sets)
-        self.weight = weight
+        super().__init__(sets, weight)
         self._begins = (0, *accumulate(self.sizes))
         self._sampling = None if weight is None else SystematicSampling([*sets.values()], weight)
 
     def renamed(self, names: Mapping[str, str]) -> "Concatenation":
-        """The same data sets under new names, sorted by these; `names` maps old to new names."""
+        """See `SeveralSets.renamed`."""
         return Concatenation(self._renamed_sets(names), weight=self.weight)
 
     def locate(self, seed: int, epoch: int, slot: int) -> tuple[int, int]:
@@ -100,14 +108,13 @@ class Mixture(SeveralSets):
     def __init__(
         self, sets: Mapping[str, ShardIndex], weights: Mapping[str, float], *, weight: str | None = None
     ):
-        super().__init__(sets)
-        self.weight = weight
+        super().__init__(sets, weight)
         self._weights = dict(weights)
         self.quotas = mixture_quotas([weights[name] for name in sets])
         self.parts = [Concatenation({name: index}, weight=weight) for name, index in sets.items()]
 
     def renamed(self, names: Mapping[str, str]) -> "Mixture":
-        """The same data sets under new names, sorted by these; `names` maps old to new names."""
+        """See `SeveralSets.renamed`."""
         weights = {names.get(name, name): weight for name, weight in self._weights.items()}
         return Mixture(self._renamed_sets(names), weights, weight=self.weight)
 
