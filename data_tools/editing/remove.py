@@ -8,7 +8,7 @@ from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.editing.selection import SelectionConfig, choose
 from kinemae.data_tools.index import open_data_sets, write_removed
-from kinemae.data_tools.overrides import as_override
+from kinemae.data_tools.overrides import as_yaml_override
 from kinemae.data_tools.storage.location import location
 
 
@@ -21,7 +21,7 @@ def run_remove(arguments: argparse.Namespace) -> None:
     overrides = list(arguments.overrides)
     if arguments.keys is not None:
         is_override = "=" in arguments.keys
-        overrides.insert(0, arguments.keys if is_override else as_override("keys", arguments.keys))
+        overrides.insert(0, arguments.keys if is_override else as_yaml_override("keys", arguments.keys))
     config = load_config(SelectionConfig, None, overrides)
     if not config.is_set:
         raise ValueError(

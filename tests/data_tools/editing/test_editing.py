@@ -93,8 +93,8 @@ def test_removed_samples_are_not_read_and_who_has_the_old_state_open_reads_on(
     before = open_index(whole)
     copy = pickle.dumps(before)
     all_keys, videos = keys_of(before), video_bytes(before)
-    (tmp_path / "keys.txt").write_text("\n".join([all_keys[3], all_keys[20], all_keys[3], ""]))
-    log = run("remove", whole, tmp_path / "keys.txt")
+    (tmp_path / "my keys.txt").write_text("\n".join([all_keys[3], all_keys[20], all_keys[3], ""]))
+    log = run("remove", whole, tmp_path / "my keys.txt")
     after = open_index(whole)
     assert "2 of 32 samples removed" in log and "kinemae data compact" in log
     assert keys_of(after) == [key for key in all_keys if key not in (all_keys[3], all_keys[20])]
@@ -103,7 +103,7 @@ def test_removed_samples_are_not_read_and_who_has_the_old_state_open_reads_on(
     assert keys_of(before) == all_keys == keys_of(pickle.loads(copy)) and video_bytes(before) == videos
     assert faults(whole) == []
     assert "0 of 30 samples removed, 2 more were removed before" in run(
-        "remove", whole, tmp_path / "keys.txt"
+        "remove", whole, tmp_path / "my keys.txt"
     )
     run("remove", whole, "where=label == 'move_left'")
     assert "move_left" not in {after.classes[label] for label in open_index(whole).column("label")}

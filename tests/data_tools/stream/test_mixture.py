@@ -88,7 +88,7 @@ def test_a_clip_of_a_mixture_is_the_clip_of_its_own_set(weights: dict[str, float
 def test_a_pickled_mixture_contains_no_index(weights: dict[str, float]) -> None:
     clips = clips_of(open_source(weights))
     pickled = pickle.dumps(clips)
-    assert len(pickled) < 4000
+    assert len(pickled) < 5000
     assert pickle.loads(pickled).batch(range(4)).keys == clips.batch(range(4)).keys
 
 
