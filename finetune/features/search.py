@@ -16,8 +16,9 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from kinemae.data_tools.command import DataError
+from kinemae.data_tools.command import DataError, writing_to
 from kinemae.data_tools.config import load_config, require
+from kinemae.data_tools.files import atomic_write_text
 from kinemae.finetune.features.files import SUFFIXES, FeatureTable, read_features
 from kinemae.pretrain.representation import unit_rows
 
@@ -34,7 +35,8 @@ class SearchConfig:
         per: "video": the best row of each other video; "row": all rows, also of the query's own video.
         standardize: scale each channel by its mean and deviation over all features first; cosines of raw
             features are all nearly 1.
-        threshold: smallest cosine of near duplicates.
+        threshold: smallest cosine of near duplicates, and of a neighbour that covers a query.
+        keys: with --duplicates, file for the keys to remove, one per line, for `kinemae data remove`.
         most: number of pairs that are listed, those with the largest cosines first; groups cover all.
         encoder: for a video as query, the encoder of the features if it has moved; null: as in FEATURES.
         device: for a video as query; "auto" uses CUDA if it is available.
@@ -45,6 +47,7 @@ class SearchConfig:
     standardize: bool = True
     threshold: float = 0.95
     most: int = 1000
+    keys: str | None = None
     encoder: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -63,12 +66,18 @@ def run_search(arguments: argparse.Namespace) -> None:
     if (query is None) != arguments.duplicates:
         given = "neither" if query is None else f"both, QUERY {query}"
         raise ValueError(f"expected QUERY or --duplicates, got {given}; fix: give one of them")
+    if config.keys is not None and query is not None:
+        raise ValueError(f"keys: expected no file with a QUERY, got {config.keys}; fix: leave it out")
     table = read_features(Path(arguments.features))
     check_values(table, arguments.features)
     if query is None:
         result = find_duplicates(table, config)
+        if config.keys is not None:
+            with writing_to(Path(config.keys).parent):
+                atomic_write_text(Path(config.keys), "".join(f"{key}\n" for key in result["remove"]))
     else:
-        result = {"queries": find_nearest(table, read_query(table, query, config), config)}
+        nearest = find_nearest(table, read_query(table, query, config), config)
+        result = {"queries": nearest, "coverage": coverage(nearest, config.threshold)}
     result = {"features": arguments.features, "standardize": config.standardize, **result}
     text = json.dumps(result, ensure_ascii=False) if arguments.json else "\n".join(_lines(result))
     sys.stdout.write(text + "\n")
@@ -217,6 +226,14 @@ def find_nearest(table: FeatureTable, queries: list[Query], config: SearchConfig
     return found
 
 
+def coverage(queries: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
+    """Count the queries whose nearest neighbour has at least this cosine."""
+    cosines = [query["neighbours"][0]["cosine"] for query in queries if query["neighbours"]]
+    median = round(float(np.median(cosines)), 6) if cosines else None
+    covered = sum(cosine >= threshold for cosine in cosines)
+    return {"threshold": threshold, "queries": len(queries), "covered": covered, "median_cosine": median}
+
+
 def _times(query: Query, row: int) -> dict[str, Any]:
     """Start and end of the row of a query that is nearest, if it has several."""
     names = [name for name in ("start_s", "end_s") if name in query.columns and len(query.vectors_QD) > 1]
@@ -250,7 +267,21 @@ def find_duplicates(table: FeatureTable, config: SearchConfig) -> dict[str, Any]
         for cosine, one, other in ranked[: config.most]
     ]
     groups = _groups(list(best), list(numbers))
-    return {"threshold": config.threshold, "pair_count": len(best), "pairs": pairs, "groups": groups}
+    remove = _to_remove(list(best), list(numbers))
+    found = {"threshold": config.threshold, "pair_count": len(best), "pairs": pairs, "groups": groups}
+    return {**found, "remove": remove}
+
+
+def _to_remove(pairs: list[tuple[int, int]], names: list[str]) -> list[str]:
+    """Names that are similar to a kept one; of similar names the first one is kept."""
+    later: dict[int, list[int]] = {}
+    for first, second in pairs:
+        later.setdefault(first, []).append(second)
+    removed: set[int] = set()
+    for number in range(len(names)):
+        if number not in removed:
+            removed.update(later.get(number, ()))
+    return [names[number] for number in sorted(removed)]
 
 
 def _named(table: FeatureTable, row: int) -> dict[str, Any]:
@@ -292,6 +323,12 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
         yield f"query {query['query']}"
         for each in query["neighbours"]:
             yield f"  {each['rank']:3}  {each['cosine']:.4f}  {_described(each)}"
+    if len(result.get("queries", ())) > 1:
+        found = result["coverage"]
+        yield (
+            f"{found['covered']} of {found['queries']} queries have a neighbour with a cosine of at least "
+            f"{found['threshold']:g}; median {found['median_cosine']}"
+        )
     if "pairs" in result:
         yield f"{result['pair_count']} pairs with a cosine of at least {result['threshold']:g}"
         for each in result["pairs"]:

@@ -74,6 +74,13 @@ def test_duplicates_are_all_pairs_above_the_threshold(monkeypatch):
     assert found["groups"][0] == ["key-3", "key-1200", "key-2400"] and found["pair_count"] == len(expected)
 
 
+def test_removed_rows_are_similar_to_a_kept_one():
+    angle_R = np.deg2rad([0, 10, 20, 90])  # a chain: 0 and 20 are too far
+    vectors_RD = np.stack([np.cos(angle_R), np.sin(angle_R)], axis=1)
+    found = find_duplicates(table(vectors_RD), SearchConfig(threshold=0.98, standardize=False))
+    assert found["groups"] == [["key-0", "key-1", "key-2"]] and found["remove"] == ["key-1"]
+
+
 def test_equal_rows_are_duplicates_even_if_all_are_equal():
     for standardize in (True, False):
         found = find_duplicates(table(np.ones((3, 4))), SearchConfig(standardize=standardize))
@@ -96,10 +103,13 @@ def test_a_file_of_features_is_a_query_of_each_of_its_videos(clips, capsys):
     queries = json.loads(capsys.readouterr().out)["queries"]
     assert [each["query"] for each in queries] == ["a.mp4", "b.mp4", "more/a.mp4"]
     assert all(each["neighbours"][0]["video"] == each["query"] for each in queries)
+    assert finetune("search", clips, clips, "k=1", "threshold=0.999") == 0
+    assert "3 of 3 queries have a neighbour with a cosine of at least 0.999" in capsys.readouterr().out
 
 
-def test_copies_of_a_video_are_near_duplicates(clips, capsys):
-    assert finetune("search", clips, "--duplicates", "threshold=-1") == 0
+def test_copies_of_a_video_are_near_duplicates(clips, tmp_path, capsys):
+    assert finetune("search", clips, "--duplicates", "threshold=-1", f"keys={tmp_path / 'keys.txt'}") == 0
+    assert (tmp_path / "keys.txt").read_text() == "b.mp4\nmore/a.mp4\n"
     assert capsys.readouterr().out.startswith("3 pairs with a cosine of at least -1\n")
 
 
@@ -115,6 +125,7 @@ def test_wrong_searches_are_one_line(clips, encoder, videos, tmp_path, capsys):
     other = write_encoder(tmp_path / "other", seed=1)
     fails(2, "expected QUERY or --duplicates, got neither", clips)
     fails(2, "expected QUERY or --duplicates, got both", clips, "b.mp4", "--duplicates")
+    fails(2, "keys: expected no file with a QUERY", clips, "b.mp4", "keys=keys.txt")
     fails(2, "k must be at least 1, got 0", clips, "b.mp4", "k=0")
     fails(3, "QUERY b.mp3: expected a key of FEATURES", clips, "b.mp3")
     fails(3, "did you mean b.mp4?", clips, "b.mp3")
