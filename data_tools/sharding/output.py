@@ -102,9 +102,11 @@ class Output:
     def remove_work(self) -> None:
         """Remove the work folder, and the copies in OUT."""
         shutil.rmtree(self.work, ignore_errors=True)
-        for name in self.copies.list() if self.copies is not None else ():
+        if self.copies is None:
+            return
+        for name in self.copies.list():
             (self.copies / name).remove()
-        if self.copies is not None and self.copies.path is not None:
+        if self.copies.path is not None:
             shutil.rmtree(self.copies.path, ignore_errors=True)
 
 

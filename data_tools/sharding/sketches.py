@@ -57,8 +57,8 @@ def _place(video: SourceVideo) -> tuple[str, tuple[int, int] | None]:
 
 def _file(video: SourceVideo, size: int) -> _File:
     if video.frames:
-        names = (video.frames[0], video.frames[-1])
-        return _File(*(location(video.path / name) for name in names), 0, _BYTES, size)
+        first, last = (location(video.path / name) for name in (video.frames[0], video.frames[-1]))
+        return _File(first, last, 0, _BYTES, size)
     begin, length = video.member or (0, size)
     return _File(video.place, video.place, begin, begin + length, size)
 

@@ -143,8 +143,9 @@ class WindowLog:
                 "%s: %d windows of finished shards are incomplete and are written again",
                 *(output.out, total + 1 - len(ends)),
             )
-            for number in range(len(ends) - 1, total if self._copies is not None else 0):
-                (self._copies / _copy_name(number)).remove()
+            for number in range(len(ends) - 1, total):
+                if self._copies is not None:
+                    (self._copies / _copy_name(number)).remove()
         if self.file.exists():
             os.truncate(self.file, ends[-1])
 
@@ -315,5 +316,5 @@ def _copy_name(number: int) -> str:
 def _parse(fields: dict[str, Any]) -> Window:
     rest = [(name, parse_sample(stored), *marks) for name, stored, *marks in fields.pop("rest")]
     shards = [Shard(**shard) for shard in fields.pop("shards")]
-    lists = {name: tuple(fields.pop(name)) for name in ("rows", "rejected", "notes")}
+    lists: dict[str, Any] = {name: tuple(fields.pop(name)) for name in ("rows", "rejected", "notes")}
     return Window(**fields, **lists, shards=tuple(shards), rest=tuple(rest))
