@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.files import Descriptor, flock
 from kinemae.data_tools.storage.location import Location, StorageError
 
@@ -107,10 +107,11 @@ class DataSetChange:
     def __exit__(self, *exception: object) -> None:
         for role in _ROLES:
             self.partial(role).unlink(missing_ok=True)
-        kept = {file.name for file in self.files.values()}
-        for file in self._files.values() if not self._is_committed else ():
-            if file is not None and file.name not in kept:
-                (self.folder / file.name).remove()
+        added = {file.name for file in self._files.values() if file is not None}
+        if added and not self._is_committed:
+            used, _ = _known_files(_read(self.folder))  # possibly by now the state of another process
+            for name in sorted(added - {file.name for file in used.values()}):
+                (self.folder / name).remove()
         self._stack.close()
 
     @property
@@ -125,7 +126,7 @@ class DataSetChange:
     def add_file(self, role: str, rows: int) -> DataFile:
         """Take the file at `partial(role)` for the next state, under a name that no other state uses."""
         partial = self.partial(role)
-        with partial.open("rb") as file:
+        with writing_to(self._scratch), partial.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         added = DataFile(name=self._name(role, sha256), sha256=sha256, rows=rows)
@@ -183,7 +184,7 @@ class DataSetChange:
         return {path.name for path in self.folder.path.glob("*.arrow") if _NAMES.fullmatch(path.name)}
 
     def _name(self, role: str, sha256: str) -> str:
-        if self._current is None:
+        if self._current is None and self.folder.path is not None:  # the folder is locked
             return f"{role}.arrow"
         same = self.files.get(role)
         return same.name if same and same.sha256 == sha256 else f"{role}-{sha256[:16]}.arrow"
@@ -222,9 +223,10 @@ class _Lock:
         self._path = folder / _LOCK_NAME
 
     def __enter__(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
         while True:
-            lock = Descriptor(str(self._path), os.O_RDWR | os.O_CREAT)
+            with writing_to(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                lock = Descriptor(str(self._path), os.O_RDWR | os.O_CREAT)
             try:
                 has_locks = flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

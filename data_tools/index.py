@@ -401,16 +401,22 @@ def load_index(
         raise DataError(f"the index in {folder} is damaged ({error}); fix: shard the source again") from error
     tables["index"] = with_frame_step(tables["index"])
     _check_tables(folder, files, tables)
-    removed = tables.get("removed")
     opened = IndexFiles(
         folder=folder,
         table=tables["index"],
         shards=ShardTable(tables["shards"]),
         description=description,
         local_index=local_index,
-        there=removed and RowSet.without(_to_numpy(removed.column("row")), len(tables["index"])),
+        there=_rows_there(folder, tables.get("removed"), len(tables["index"])),
     )
     return ShardIndex(opened, kept, rows)
+
+
+def _rows_there(folder: Location, removed: pa.Table | None, total: int) -> RowSet | None:
+    try:
+        return None if removed is None else RowSet.without(_to_numpy(removed.column("row")), total)
+    except ValueError as error:
+        raise DataError(f"the list of removed rows in {folder} is damaged: {error}") from error
 
 
 def _map_table(path: Path) -> pa.Table:

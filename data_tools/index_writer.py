@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from kinemae.data_tools.command import writing_to
 from kinemae.data_tools.data_set_files import DataFile, DataSetChange
 from kinemae.data_tools.index_schema import COLUMNS, SHARD_COLUMNS, Sample, Shard, ShardTable, shard_table
 from kinemae.data_tools.storage.location import Location, location
@@ -54,6 +55,7 @@ class IndexWriter:
 
     def __enter__(self) -> "IndexWriter":
         self._change.__enter__()
+        self._folder = self._change.partial("index").parent
         self._file = pa.OSFile(str(self._change.partial("index")), "wb")
         self._writer = pa.ipc.new_file(self._file, self._schema)
         return self
@@ -62,8 +64,9 @@ class IndexWriter:
         try:
             if kind is None:
                 self._write(self._pending)
-            self._writer.close()
-            self._file.close()
+            with writing_to(self._folder):
+                self._writer.close()
+                self._file.close()
             if kind is None:
                 self._commit()
         finally:
@@ -87,7 +90,8 @@ class IndexWriter:
 
     def add_batch(self, batch: pa.RecordBatch | pa.Table) -> None:
         """Append rows in columns, with nulls in additional columns that are missing."""
-        for part in batch.to_batches(_ROWS_PER_CHUNK) if isinstance(batch, pa.Table) else [batch]:
+        table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
+        for part in table.to_batches(_ROWS_PER_CHUNK):
             columns = [
                 part.column(field.name).cast(field.type)
                 if field.name in part.schema.names
@@ -97,9 +101,9 @@ class IndexWriter:
             self._pending.append(pa.table(columns, schema=self._schema))
             rows = sum(map(len, self._pending))
             if rows >= _ROWS_PER_CHUNK:
-                table = pa.concat_tables(self._pending).combine_chunks()
-                self._write([table.slice(0, _ROWS_PER_CHUNK)])
-                self._pending = [table.slice(_ROWS_PER_CHUNK)]
+                whole = pa.concat_tables(self._pending).combine_chunks()
+                self._write([whole.slice(0, _ROWS_PER_CHUNK)])
+                self._pending = [whole.slice(_ROWS_PER_CHUNK)]
 
     def add_shards(self, shards: Sequence[Shard] | ShardTable) -> None:
         """Append shards."""
@@ -117,7 +121,8 @@ class IndexWriter:
         if rows := sum(map(len, tables)):
             # `take` copies: Arrow would write some bytes beyond a slice, and equal rows give equal files.
             whole = pa.concat_tables(tables).combine_chunks().take(np.arange(rows))
-            self._writer.write_table(whole.combine_chunks())
+            with writing_to(self._folder):
+                self._writer.write_table(whole.combine_chunks())
             self._rows += rows
 
     def _commit(self) -> None:
@@ -173,7 +178,11 @@ def _add_removed(change: DataSetChange, rows: np.ndarray) -> None:
 
 
 def _add_table(change: DataSetChange, role: str, table: pa.Table) -> DataFile:
-    path = str(change.partial(role))
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+    path = change.partial(role)
+    with (
+        writing_to(path.parent),
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_file(file, table.schema) as writer,
+    ):
         writer.write_table(table.combine_chunks(), max_chunksize=_ROWS_PER_CHUNK)
     return change.add_file(role, len(table))

@@ -32,8 +32,14 @@ class RowSet:
 
     @classmethod
     def without(cls, removed: Sequence[int] | np.ndarray, total: int) -> "RowSet":
-        """All rows of an index but some."""
+        """All rows of an index but some.
+
+        Raises:
+            ValueError: a row is outside the index.
+        """
         removed_R = np.asarray(removed, dtype=np.int64)
+        if len(removed_R) and not 0 <= removed_R.min() <= removed_R.max() < total:
+            raise ValueError(f"expected rows below {total}, got {removed_R.min()} to {removed_R.max()}")
         bits = np.full(-(-total // 8), 0xFF, dtype=np.uint8)
         if total % 8:
             bits[-1] = (1 << total % 8) - 1

@@ -211,6 +211,30 @@ def test_an_object_store_refuses_the_second_of_two_changes(bucket: str, folder: 
     assert set(store.list()) == {"dataset.json", *files}
 
 
+def test_the_loser_of_two_first_writers_takes_nothing_away(bucket: str):
+    store = location(f"{bucket}/set")
+    with pytest.raises(DataError, match="expected the data set that was opened"):  # noqa: SIM117
+        with IndexWriter(store, classes=["x"], made_by={}) as late:
+            write_index(store, samples(), SHARDS, ["x"], {})
+            late.add_samples(samples(1))
+            late.add_shards(SHARDS)
+    assert keys(open_index(store, check_shards=False)) == [f"k{number}" for number in range(10)]
+
+
+def test_a_removed_row_outside_the_index_is_an_error(folder: Path):
+    index = open_index(folder)
+    write_removed(index.folder, index.state, np.array([10]), index.shards)
+    with pytest.raises(DataError, match="the list of removed rows in .* expected rows below 10, got 10"):
+        open_index(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(folder: Path):
+    index = open_index(folder)
+    (folder / "dataset.lock").mkdir()
+    with pytest.raises(DataError, match=r"cannot write to .*: Is a directory; fix that"):
+        write_removed(index.folder, index.state, np.array([1]), index.shards)
+
+
 def old_format(folder: Path) -> None:
     """Rewrite the index as format 2 had it."""
     index = open_index(folder)
