@@ -17,7 +17,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,30 +49,9 @@ from kinemae.data_tools.storage.location import Location, StorageError, location
 from kinemae.data_tools.storage.retries import retry_during_outage
 
 __all__ = [
-    "COLUMNS",
-    "DATASET_NAME",
-    "DESCRIPTION_FORMAT",
-    "DESCRIPTION_KEY",
-    "EXTRA_TYPES",
-    "FORMAT",
-    "INDEX_NAME",
-    "NO_LABEL",
-    "REJECTED_NAME",
-    "IndexFiles",
-    "IndexWriter",
-    "Leak",
-    "Sample",
-    "Shard",
-    "ShardIndex",
-    "ShardTable",
-    "VideoInfo",
-    "dictionary_encode_column",
-    "find_leaks",
-    "index_of_table",
-    "load_index",
-    "open_data_sets",
-    "open_index",
-    "write_index",
+    "COLUMNS", "DATASET_NAME", "DESCRIPTION_FORMAT", "DESCRIPTION_KEY", "EXTRA_TYPES", "FORMAT", "INDEX_NAME",
+    "NO_LABEL", "REJECTED_NAME", "IndexFiles", "IndexWriter", "Sample", "Shard", "ShardIndex", "ShardTable",
+    "VideoInfo", "index_of_table", "load_index", "open_data_sets", "open_index", "write_index",
     "write_removed",
 ]  # fmt: skip
 
@@ -458,49 +437,3 @@ def open_data_sets(folder: Location, *, check_shards: bool = True) -> dict[str, 
     names.sort(key=lambda name: SPLITS.index(name) if name in SPLITS else len(SPLITS))
     folders = {name: folder / name for name in names} or {"": folder}
     return {name: open_index(folder, check_shards=check_shards) for name, folder in folders.items()}
-
-
-def dictionary_encode_column(indexes: Sequence[ShardIndex], name: str) -> tuple[Any, list[np.ndarray]]:
-    """Encode a text column of several data sets as numbers.
-
-    Returns:
-        The distinct values as an Arrow array, and per data set the code of every sample's value, -1 for null.
-    """
-    chunks = [chunk for index in indexes for chunk in index.arrow_column(name).chunks]
-    together = pa.chunked_array(chunks).dictionary_encode()  # one dictionary for all chunks
-    codes = np.concatenate([chunk.indices.fill_null(-1).to_numpy() for chunk in together.chunks])
-    ends = np.cumsum([len(index) for index in indexes])[:-1]
-    return together.chunk(0).dictionary, np.split(codes, ends)
-
-
-class Leak(NamedTuple):
-    """A value that samples of several data sets have.
-
-    Attributes:
-        first: by the number of each data set, the position of its first sample with this value.
-        samples: number of samples with this value in all data sets.
-    """
-
-    value: str
-    first: dict[int, int]
-    samples: int
-
-
-def find_leaks(values: Any, codes: Sequence[np.ndarray]) -> list[Leak]:
-    """Find the non-empty values of `dictionary_encode_column` that occur in more than one data set."""
-    uniques = [np.unique(of_set, return_index=True, return_counts=True) for of_set in codes]
-    set_count = np.zeros(len(values), dtype=np.int32)
-    for present, _, _ in uniques:
-        set_count[present[present >= 0]] += 1
-    found = []
-    for code in np.flatnonzero(set_count > 1).tolist():
-        if not (value := values[code].as_py()):
-            continue
-        first, samples = {}, 0
-        for number, (present, position, count) in enumerate(uniques):
-            at = int(np.searchsorted(present, code))
-            if at < len(present) and present[at] == code:
-                first[number] = int(position[at])
-                samples += int(count[at])
-        found.append(Leak(value=value, first=first, samples=samples))
-    return found

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from kinemae.data_tools.index import NO_LABEL, ShardIndex, dictionary_encode_column, open_index
+from kinemae.data_tools.index import NO_LABEL, ShardIndex, open_index
+from kinemae.data_tools.leaks import dictionary_encode_column
 
 _MAX_LINES = 20  # of classes or frame sizes
 

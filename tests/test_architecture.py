@@ -33,6 +33,7 @@ OWNERS = {
         "data_tools/manifest/parquet_files.py",
         "data_tools/index_schema.py",
         "data_tools/index_writer.py",
+        "data_tools/leaks.py",
         "finetune/evaluation/predictions.py",
         "finetune/features/files.py",
         "finetune/predict/tables.py",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kinemae.data_tools.index import Leak
+from kinemae.data_tools.leaks import Leak
 from kinemae.data_tools.report.collection import Collection
 
 _HELD_OUT = ("validation", "test")

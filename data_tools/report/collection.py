@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 
 from kinemae.data_tools.index import (
-    Leak,
     Sample,
     ShardIndex,
-    dictionary_encode_column,
-    find_leaks,
     open_data_sets,
 )
+from kinemae.data_tools.leaks import Leak, dictionary_encode_column, find_leaks
 from kinemae.data_tools.storage.location import Location
 
 

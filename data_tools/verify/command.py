@@ -23,10 +23,9 @@ from kinemae.data_tools.index import (
     DATASET_NAME,
     NO_LABEL,
     ShardIndex,
-    dictionary_encode_column,
-    find_leaks,
     open_data_sets,
 )
+from kinemae.data_tools.leaks import dictionary_encode_column, find_leaks
 from kinemae.data_tools.pool import TIMEOUT_S, Engine, check_engine, imap
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.storage.location import location

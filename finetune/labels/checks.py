@@ -6,7 +6,8 @@ from itertools import combinations
 import numpy as np
 
 from kinemae.data_tools.command import DataError, log
-from kinemae.data_tools.index import ShardIndex, dictionary_encode_column, find_leaks
+from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.leaks import dictionary_encode_column, find_leaks
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.tasks.base import Task
 from kinemae.finetune.tasks.classification import Classification

@@ -224,7 +224,7 @@ def test_the_loser_of_two_first_writers_takes_nothing_away(bucket: str):
 def test_a_removed_row_outside_the_index_is_an_error(folder: Path):
     index = open_index(folder)
     write_removed(index.folder, index.state, np.array([10]), index.shards)
-    with pytest.raises(DataError, match="the list of removed rows in .* expected rows below 10, got 10"):
+    with pytest.raises(DataError, match=r"the list of removed rows in .* expected rows below 10, got 10"):
         open_index(folder)
 
 
