@@ -101,7 +101,10 @@ def _folder_of(tars: Location, mark: str) -> str:
             return f"give {above}"
     except StorageError:
         pass
-    return f"make an index with `{index_command(tars, 'INDEXES')}` and give INDEXES"
+    return (
+        f"make an index with `{index_command(tars, 'INDEXES')}` and give INDEXES; only data.shards of "
+        "pretraining and kinemae.clips read tars without an index"
+    )
 
 
 def index_command(place: Location, out: str = "") -> str:

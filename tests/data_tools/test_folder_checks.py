@@ -36,6 +36,7 @@ def test_tars_without_an_index_name_the_command(tmp_path: Path, name: str):
     write_tar(tmp_path / "x y" / "x-000.tar", [])
     place = tmp_path / "x y" / name
     message = rf"got tars; fix: make an index with `kinemae data index '{place}' INDEXES` and give INDEXES"
+    message += "; only data.shards of pretraining and kinemae.clips read tars without an index"
     with pytest.raises(DataError) as caught:
         open_index(place)
     assert str(caught.value).endswith(message)
