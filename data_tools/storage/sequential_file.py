@@ -1,9 +1,10 @@
 """A local or remote file that is read once, from its beginning to its end."""
 
 import io
+import threading
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context  # with the listener of heartbeats
+from concurrent.futures import Future
+from contextvars import copy_context
 from typing import Any
 
 from kinemae.data_tools import heartbeat
@@ -45,19 +46,32 @@ class SequentialFile(io.RawIOBase):
 
 def _read_ahead(place: Location) -> Generator[bytes, None, None]:
     offset, size = 0, _FIRST_CHUNK
-    limit_s = place.retry_policy.outage_s
-    with ThreadPoolExecutor(1, "read-ahead") as thread:
-        request = thread.submit(copy_context().run, _read, place, offset, size)
-        while True:
-            with heartbeat.at_storage(limit_s):
-                chunk = request.result()
-            is_last = len(chunk) < size
-            offset, size = offset + len(chunk), _CHUNK
-            if not is_last:
-                request = thread.submit(copy_context().run, _read, place, offset, size)
-            yield chunk
-            if is_last:
-                return
+    request = _request(place, offset, size)
+    while True:
+        with heartbeat.at_storage(place.retry_policy.outage_s):
+            chunk = request.result()
+        is_last = len(chunk) < size
+        offset, size = offset + len(chunk), _CHUNK
+        if not is_last:
+            request = _request(place, offset, size)
+        yield chunk
+        if is_last:
+            return
+
+
+def _request(place: Location, offset: int, size: int) -> Future[bytes]:
+    """Read a chunk in a daemon thread: a read that blocks must not delay the end of a process."""
+    future: Future[bytes] = Future()
+    context = copy_context()  # with the listener of heartbeats
+
+    def run() -> None:
+        try:
+            future.set_result(context.run(_read, place, offset, size))
+        except BaseException as error:  # raised again by `result`
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="read-ahead").start()
+    return future
 
 
 def _read(place: Location, offset: int, size: int) -> bytes:
