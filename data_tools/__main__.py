@@ -76,7 +76,7 @@ PROGRAM = Program(
         Command(
             name="subset",
             help="make a data set of some samples of another one",
-            example="kinemae data subset shards long 'where=duration_s > 5'",
+            example="kinemae data subset shards long 'where=duration_s >= 5'",
             run=lazy("kinemae.data_tools.editing.rewrite", "run_subset"),
             positionals=(
                 ("shards", "a data set, or the folder that holds its splits"),
