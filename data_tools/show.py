@@ -1,11 +1,11 @@
 """`kinemae data show SHARDS`: print a summary of a data set.
 
-    samples      240 in 1 shards, 73.8 MB
-    fingerprint  ecbb8db17b4ccbc0
-    layout       h264; every 2nd frame of the source in 240; every 2nd stored frame decodes alone in 240
+    samples      240 in 1 shards, 21.2 MB
+    fingerprint  f0e14cdbaaa81ebe
+    layout       h264; every 2nd frame of the source in 201; every 2nd stored frame decodes alone in 240
     duration     0.14 h; 1.00 to 4.74 s, median 2.00 s
-    frames       20 to 140, median 60
-    frame rate   10.00 to 30.00 fps, median 30.00 fps
+    frames       20 to 71, median 30
+    frame rate   10.00 to 29.97 fps, median 14.99 fps
     codecs (1)   one line each, most frequent first, at most 20; then sizes and classes likewise
     groups       12
     columns      camera, speed

@@ -18,7 +18,7 @@ SHIPPED = Path(__file__).parent / "data" / "videos"  # made by tests/data/make_v
 REAL = Path(__file__).resolve().parents[2] / "shared" / "videos"  # more files; not part of the project
 FORMATS = REAL / "formats"
 VIDEO_ENDINGS = {".mp4", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".ts"}
-# x264 options of the stride-aligned layout: other frames reference only every fourth frame.
+# x264 options of which other frames reference only every fourth frame.
 ALIGNED = {
     "g": "32",
     "x264-params": "bframes=3:b-adapt=0:b-pyramid=none:scenecut=0:cabac=0:no-deblock=1:weightp=0:open-gop=0",

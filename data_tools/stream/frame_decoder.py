@@ -6,7 +6,7 @@ at a timestamp, and from which key frame it can be decoded. Then
 - decoding begins at the key frame before, and ends with the last needed packet;
 - closed groups of pictures without a requested frame are skipped;
 - a packet that is not requested is sent to the decoder with permission to skip it if no other frame refers to
-  it (`skip_frame=NONREF`). In the stride-aligned layout these are all frames between the requested ones, in
+  it (`skip_frame=NONREF`). In the layout h264 these are all frames between the requested ones, in
   other files the plain B frames.
 
 Other videos, and other codecs, are decoded in order from the key frame before the first timestamp, or from
