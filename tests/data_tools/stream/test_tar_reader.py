@@ -3,12 +3,14 @@
 import gzip
 import io
 import tarfile
+from dataclasses import replace
 from itertools import chain, islice
 
 import pytest
 import webdataset
 
 from kinemae.data_tools.command import DataError
+from kinemae.data_tools.storage.location import RetryPolicy, StorageUnavailable
 from kinemae.data_tools.stream.tar_list import TarSlice, open_tars
 from kinemae.data_tools.stream.tar_reader import TarReader
 from tests.data_tools.stream.tars import SAMPLES, clip, key, write_tars
@@ -148,3 +150,20 @@ def test_members_after_a_long_name_and_links_are_read(tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     assert read_keys(reader(tmp_path / "x.tar"), 3) == [f"x.tar/{'a' * 150}", "x.tar/b", f"x.tar/{'a' * 150}"]
+
+
+def test_an_outage_is_waited_for_and_loses_no_sample(tmp_path):
+    write_tars(tmp_path)
+    with faulty_server(tmp_path) as server:
+        listed = open_tars(f"{server.url}/x-{{000..003}}.tar")
+
+        def waiting(outage_s):
+            policy = RetryPolicy(attempts=1, pause_s=0.01, outage_s=outage_s)
+            places = tuple(replace(place, retry_policy=policy) for place in listed.places)
+            return TarReader(replace(listed, places=places), TarSlice(), seed=0, buffer=1)
+
+        server.script(None, 503)
+        assert {*read_keys(waiting(20), 4 * SAMPLES)} == ALL and server.injected == [503]
+        server.fault = lambda method, path: 503
+        with pytest.raises(StorageUnavailable, match=r"cannot read .*tar: HTTP 503"):
+            next(waiting(0))
