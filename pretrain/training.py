@@ -125,7 +125,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     batch = _plan_batch(config, world=processes.world, is_compared=components.target.uses_global_batch)
     order = build_order(config.data.order)
     index, run_dir = _open_data(config, processes), Path(config.run_dir)
-    sample_order(order, index, batch.global_clips // config.data.views_per_video)
+    sample_order(order, index, batch.global_clips // config.data.views_per_video)  # type: ignore[arg-type]
     inputs = _inputs(config, index) if is_run else []
     # Only the first process: it may already have opened the folder when another one checks.
     by_progress = _parts_by_progress(config, components)
@@ -286,7 +286,7 @@ def _representation_monitor(plan: Plan) -> RepresentationMonitor:
     clips = config.monitor.clips
     videos: Sequence[Iterable[EvaluationItem]]
     if isinstance(plan.index, TarList):
-        settings = {"clip": config.clip, "augment": NO_AUGMENTATION, "seed": config.seed}
+        settings: dict[str, Any] = {"clip": config.clip, "augment": NO_AUGMENTATION, "seed": config.seed}
         streamed = StreamedClips(plan.index, buffer=1, **settings)
         videos = [FirstVideos(clips=streamed, count=clips)]
     else:

@@ -14,6 +14,7 @@ from typing import Any
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.mixture import SeveralSets
+from kinemae.data_tools.stream.tar_list import TarList
 from kinemae.pretrain.runtime.config_changes import Change
 
 INPUTS_FILE = "inputs.json"
@@ -46,7 +47,10 @@ class Input:
 
 
 def data_inputs(
-    key: str, place: str | None, index: ShardIndex | SeveralSets, weights: Mapping[str, float] | None = None
+    key: str,
+    place: str | None,
+    index: ShardIndex | SeveralSets | TarList,
+    weights: Mapping[str, float] | None = None,
 ) -> list[Input]:
     """A data set as an input; each one of several."""
     if isinstance(index, SeveralSets):
