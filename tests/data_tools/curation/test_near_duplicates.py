@@ -32,7 +32,7 @@ def groups_by_comparing_all(words_NX: np.ndarray, max_bits: int) -> set[frozense
     return {members for members in found if len(members) > 1}
 
 
-@examples(60)
+@examples(20)
 @given(seed=st.integers(0, 2**32), max_bits=st.integers(0, 32), all_pairs=st.sampled_from((0, 4096)))
 def test_every_near_pair_is_found_and_no_other(seed: int, max_bits: int, all_pairs: int) -> None:
     chance = np.random.default_rng(seed)
