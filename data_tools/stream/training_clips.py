@@ -231,6 +231,7 @@ def sample_order(order: Order | None, source: Source, videos_per_step: int) -> S
         "be random with data.mixture, data.concatenate, data.weight and data.balance",
         "blocks",
     )
+    assert isinstance(source, ShardIndex)
     shards = source.shards
     facts = OrderFacts(
         samples=len(source),

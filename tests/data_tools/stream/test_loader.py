@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinemae.data_tools.index import open_index
+from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.stream import worker_setup as workers_module
 from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
 from kinemae.data_tools.stream.loader import (
@@ -274,7 +274,7 @@ if __name__ == "__main__":
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "64\n", "")
 
 
-class BrokenIndex:
+class BrokenIndex(ShardIndex):
     """An index with wrong rows, as only a bug could produce."""
 
     def __init__(self, index):
