@@ -81,7 +81,7 @@ def imap(
             following += 1
 
 
-def imap_unordered(
+def imap_unordered(  # noqa: PLR0913 - keyword-only, except for the inputs
     function: Callable[[Job], Result],
     jobs: Sequence[Job],
     *,
@@ -89,6 +89,7 @@ def imap_unordered(
     on_failure: Callable[[Job, str], Result] | None = None,
     timeout_s: float = TIMEOUT_S,
     engine: Engine = "local",
+    cores: int = 1,
 ) -> Iterator[tuple[int, Result]]:
     """Yield the position of each job and `function(job)`, as soon as it is done.
 
@@ -100,7 +101,7 @@ def imap_unordered(
         workers: number of processes; 0 means one per core, 1 runs the jobs in this process.
         on_failure: the result of a job that crashed twice or timed out; not final. None raises the failure.
         timeout_s: limit without progress. For a job that only uses CPU time the limit is ten times as long.
-        engine: "ray" runs the jobs on a Ray cluster, in at most `workers` tasks at a time.
+        engine, cores: "ray" runs at most `workers` tasks of `cores` cores at a time on a Ray cluster.
 
     Raises:
         BrokenProcessPool: a worker died and there is no `on_failure`.
@@ -109,7 +110,7 @@ def imap_unordered(
     if workers == 1 and engine == "local":
         yield from _run_in_main_process(function, jobs, on_failure=on_failure, timeout_s=timeout_s)
         return
-    pool = _new_pool(function, jobs, timeout_s=timeout_s, engine=engine)
+    pool = _new_pool(function, jobs, timeout_s=timeout_s, engine=engine, cores=cores)
     crashed, timeouts = list[int](), 0  # timeouts in a row
     for positions, count in ((range(len(jobs)), workers), (crashed, 1)):
         for position, outcome in pool.run(deque(positions), count):
@@ -173,12 +174,12 @@ class Pool(Protocol[Result]):
 
 
 def _new_pool(
-    function: Callable[[Job], Result], jobs: Sequence[Job], *, timeout_s: float, engine: Engine
+    function: Callable[[Job], Result], jobs: Sequence[Job], *, timeout_s: float, engine: Engine, cores: int
 ) -> Pool[Result]:
     if engine == "ray":
         from kinemae.data_tools.ray_pool import RayPool
 
-        return RayPool(function, jobs, timeout_s=timeout_s)
+        return RayPool(function, jobs, timeout_s=timeout_s, cores=cores)
     return LocalPool(function, jobs, timeout_s=timeout_s)
 
 

@@ -32,6 +32,7 @@ from kinemae.data_tools.progress import progress
 from kinemae.data_tools.sharding.output import Output
 from kinemae.data_tools.sharding.parts import PARTS_NAME, STATE_NAME, Part
 from kinemae.data_tools.sharding.plan import Plan, ShardConfig, make_plan
+from kinemae.data_tools.sharding.ray_parts import shard_on_ray
 from kinemae.data_tools.sharding.rejects import (
     NOTES_NAME,
     check_rejects,
@@ -50,6 +51,9 @@ from kinemae.data_tools.storage.location import Location, location
 def run_shard(arguments: argparse.Namespace) -> None:
     """List the videos and write the shards of each split."""
     settings = load_config(ShardConfig, None, arguments.overrides)
+    if settings.engine == "ray" and not arguments.dry_run and not _is_complete(location(arguments.out)):
+        shard_on_ray(arguments, settings)
+        return
     root, out = location(arguments.source), location(arguments.out)
     plan = make_plan(root, settings)
     output = Output(out, settings.work_dir, plan.part)
@@ -81,8 +85,8 @@ def run_shard(arguments: argparse.Namespace) -> None:
                 output.write_text(STATE_NAME, to_json_text({**state, "complete": True}))
                 output.remove_work()
     if arguments.json:
-        written = _written(output.out) if done or not arguments.dry_run else {}
-        sys.stdout.write(json.dumps({**summary, **written}) + "\n")
+        counts = written(output.out) if done or not arguments.dry_run else {}
+        sys.stdout.write(json.dumps({**summary, **counts}) + "\n")
 
 
 def _check_unchanged(out: Location) -> None:
@@ -230,6 +234,10 @@ def _write_rejects(plan: Plan, output: Output, windows: WindowLog) -> None:
         log.warning("%d videos of this part are rejected; see %s", len(rejected), output.out / REJECTED_NAME)
 
 
+def _is_complete(out: Location) -> bool:
+    return STATE_NAME in out.list() and bool(json.loads((out / STATE_NAME).read()).get("complete"))
+
+
 def _check_root(out: Location, part: Part | None) -> None:
     """Check that OUT holds parts only, if a part is written, and no parts otherwise.
 
@@ -283,7 +291,8 @@ def _summary(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _written(out: Location) -> dict[str, Any]:
+def written(out: Location) -> dict[str, Any]:
+    """The counts of a complete OUT, for `--json`."""
     splits = {split: open_index(out / split) for split in SPLITS if (out / split / DATASET_NAME).exists()}
     rejected = _entries(out, REJECTED_NAME)
     return {

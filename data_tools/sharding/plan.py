@@ -16,7 +16,7 @@ from kinemae.data_tools.encoding.resample import SegmentRules
 from kinemae.data_tools.layouts.base import Layout
 from kinemae.data_tools.manifest.class_map import class_list, read_classes, sorted_classes, warn_of_labels
 from kinemae.data_tools.manifest.videos import Manifest, SourceVideo
-from kinemae.data_tools.pool import TIMEOUT_S
+from kinemae.data_tools.pool import TIMEOUT_S, Engine, check_engine
 from kinemae.data_tools.sharding.detect_source import check_not_empty, detect_source, warn_of_one_class
 from kinemae.data_tools.sharding.parts import Part, parse_part
 from kinemae.data_tools.sharding.sketches import sketches
@@ -28,7 +28,10 @@ _AUTO, _AUTO_S = "auto", 10.0
 # Columns that hold for each part of a video.
 _PROVENANCE = {"licence", "license", "source_url", "consent"}
 # Keys that do not change the stored bytes.
-_NO_EFFECT = ("workers", "timeout_s", "work_dir", "retry_rejected", "leaks", "max_bad_fraction", "part")
+_NO_EFFECT = (
+    *("workers", "timeout_s", "work_dir", "retry_rejected", "leaks", "max_bad_fraction"),
+    *("part", "engine", "parts"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,8 @@ class ShardConfig:
         classes: fixes the class numbers: an earlier OUT, a dataset.json, or a list of classes.
         seed: of the splits and the order in the shards.
         part: store one part of the videos, NUMBER/COUNT; see `parts.py`.
+        engine: "ray" stores the parts on a Ray cluster and merges them.
+        parts: their number.
         samples_per_shard, megabytes_per_shard: the limit that is reached first ends a shard.
         max_bad_fraction: stop if a larger fraction of the videos is unreadable; 1 never stops.
         workers: processes that decode and encode videos; 0 means one per core.
@@ -72,6 +77,8 @@ class ShardConfig:
     leaks: str = "error"
     classes: str | None = None
     part: str | None = None
+    engine: Engine = "local"
+    parts: int = 64
     samples_per_shard: int = 10_000
     megabytes_per_shard: int = 1000
     max_bad_fraction: float = 1.0
@@ -91,6 +98,9 @@ class ShardConfig:
             require(getattr(self, name) >= 1, name, "be at least 1", getattr(self, name))
         if self.part is not None:
             parse_part(self.part)
+            require(self.engine == "local", "engine", "be local if part is set", self.engine)
+        require(self.parts >= 1, "parts", "be at least 1", self.parts)
+        check_engine(self.engine)
         require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction", "lie in [0, 1]", self.max_bad_fraction)
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)
         require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)

@@ -12,8 +12,8 @@ The peers run in a virtual environment of their own, which is no dependency of t
 
 A server process serves a folder by HTTP and S3 with a latency before each answer and a bandwidth of all
 connections together. All readers read the same clips: H.264 of 10 s at 256x340 with a key frame every
-30 frames, as tars (ours, webdataset), MDS shards and litdata chunks of `--block-mb` each. They decode 16 frames
-at stride 4 with the same code on one thread, without loader processes. Columns:
+30 frames, as tars (ours, webdataset), MDS shards and litdata chunks of `--block-mb` each. They decode 16
+frames at stride 4 with the same code on one thread, without loader processes. Columns:
 
     clips/s        wall time after the first batch of 8
     of local       the same reader's rate on the local disk; peers: the rate of the first row on it
@@ -81,9 +81,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=8, help="blocks that are shuffled at a time")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--readers", default="", help="only readers whose names start with this")
-    parser.add_argument(
-        "--peers", help="python of the environment of the peers; without it, webdataset alone"
-    )
+    parser.add_argument("--peers", help="python of the peers; without it, webdataset alone")
     return parser.parse_args()
 
 
@@ -145,9 +143,8 @@ class Bench:
         local: dict[str, float] = {}
         settings: list[float | None] = [None, *self.arguments.latency_ms]
         for latency_ms, reader in itertools.product(settings, readers):
-            if reader in PEERS and (
-                latency_ms is None or (reader != "webdataset" and not self.arguments.peers)
-            ):
+            is_absent = reader in PEERS[1:] and not self.arguments.peers
+            if is_absent or (reader in PEERS and latency_ms is None):
                 continue
             runs = [self._run(reader, endpoint, latency_ms) for _ in range(self.arguments.repeats)]
             rate = statistics.median(run["clips_per_s"] for run in runs)
@@ -184,7 +181,9 @@ class Bench:
             print(f"{where:7} {reader:40} {result['error']}", flush=True)
             return
         is_other = reader in ("mosaicml-streaming", "litdata")
-        numbers = [self.number_of["other" if is_other else "tars"][key] for key in result["keys"]]
+        numbers = [
+            self.number_of["other" if is_other else "tars"][key.rpartition("/")[2]] for key in result["keys"]
+        ]
         clips = self.arguments.clips
         exact = "yes" if sorted(numbers) == list(range(clips)) else f"no ({len(set(numbers))})"
         requests, kilobytes = result["requests"] / clips, result["bytes"] / clips / 1000

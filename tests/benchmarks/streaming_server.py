@@ -2,8 +2,8 @@
 
     python tests/benchmarks/streaming_server.py FOLDER        # prints its port
 
-`/BUCKET/KEY` is the file FOLDER/BUCKET/KEY. `/-/configure?latency_s=0.05&megabytes_per_s=100` sets the waiting
-time before each answer and the bandwidth of all connections together, and clears the counters of
+`/BUCKET/KEY` is the file FOLDER/BUCKET/KEY. `/-/configure?latency_s=0.05&megabytes_per_s=100` sets the
+waiting time before each answer and the bandwidth of all connections together, and clears the counters of
 `/-/stats`. moto serves the tests; it needs several milliseconds of CPU time for each request, which would
 limit the rates here.
 """

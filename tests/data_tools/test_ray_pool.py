@@ -16,11 +16,13 @@ import pytest
 from kinemae.data_tools import ray_pool
 from kinemae.data_tools.__main__ import PROGRAM
 from kinemae.data_tools.command import run_program
-from kinemae.data_tools.exit_codes import EXIT_STUCK
+from kinemae.data_tools.exit_codes import EXIT_CONFIG, EXIT_STUCK
+from kinemae.data_tools.index import open_index
 from kinemae.data_tools.indexing.command import LOG_NAME
 from kinemae.data_tools.pool import CRASHED, imap, imap_unordered
 from tests.data_tools.test_pool import crash_on_three, fail, failed_why, square
 from tests.faulty_server import FaultyServer, faulty_server
+from tests.sharding import video_bytes
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
@@ -143,6 +145,33 @@ def test_verify_and_report_equal_local_ones(
             code = run_program(PROGRAM, [*command, "--json", *overrides])
             results.append((code, json.loads(capsys.readouterr().out)))
         assert results[0] == results[1]
+
+
+def test_sharding_while_a_node_is_killed_equals_a_local_run(
+    cluster: RayCluster, synth_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source, out = str(synth_videos / "validation"), tmp_path / "ray"
+    common = ["validation_fraction=0.3", "workers=1"]
+    killer = threading.Thread(target=kill_second_after_a_part, args=(cluster, out / "parts"))
+    killer.start()
+    command = ["shard", source, str(out), *common, "engine=ray", "parts=4"]
+    assert run_program(PROGRAM, command) == 0
+    killer.join()
+    assert run_program(PROGRAM, command) == 0, "a repeated command finds its result"
+    assert "is complete already" in capsys.readouterr().err
+    assert run_program(PROGRAM, ["shard", source, str(tmp_path / "local"), *common]) == 0
+    for split in ("train", "validation"):
+        assert video_bytes(open_index(out / split)) == video_bytes(open_index(tmp_path / "local" / split))
+    (out / "shard.json").unlink()
+    assert run_program(PROGRAM, [*command[:-1], "parts=5"]) == EXIT_CONFIG
+    assert "parts: expected 4, the number of parts in" in capsys.readouterr().err
+
+
+def kill_second_after_a_part(cluster: RayCluster, parts: Path) -> None:
+    """Kill the second node when a part is complete, so that others are at work or wait."""
+    while not any(b'"complete": true' in path.read_bytes() for path in parts.glob("*/shard.json")):
+        time.sleep(0.05)
+    cluster.kill_second()
 
 
 def test_a_lost_head_is_an_error_and_finished_results_are_kept(
