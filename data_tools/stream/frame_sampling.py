@@ -233,16 +233,21 @@ def frames_between(sample: Sample, clip: ClipConfig) -> float:
     return round(step) if drift <= _MAX_DRIFT else step
 
 
+def is_too_small_a_stride(clip: ClipConfig, frame_step: int) -> bool:
+    """Check whether a clip needs frames between the stored ones."""
+    return clip.fps is None and clip.sampling == "dense" and clip.stride < frame_step
+
+
 def check_stride(index: ShardIndex, clip: ClipConfig) -> None:
     """Reject a stride that is smaller than the distance of the stored frames.
 
     Raises:
         ValueError: the message names the smallest possible stride.
     """
-    if clip.fps is not None or clip.sampling == "uniform" or clip.stride >= _STRIDE:
+    if clip.stride >= _STRIDE:  # layouts store at least every fourth frame
         return
     every = int(index.column("frame_step").max())
-    if every > clip.stride:
+    if is_too_small_a_stride(clip, every):
         raise ValueError(
             f"clip.stride: expected at least {every}, because {index.folder} stores every {every}th frame of "
             f"some videos (column frame_step), got {clip.stride}; fix: set clip.stride={every}, or shard "

@@ -18,7 +18,7 @@ from kinemae.data_tools.indexing.tar_members import is_video_extension
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import probe
-from kinemae.data_tools.stream.frame_sampling import last_frame_s
+from kinemae.data_tools.stream.frame_sampling import is_too_small_a_stride, last_frame_s
 from kinemae.data_tools.stream.tar_list import TarList, TarsDone, TarSlice
 from kinemae.data_tools.stream.tar_reader import Hook, RawSample, TarReader, video_members
 from kinemae.data_tools.stream.training_clips import Frames, TrainingClips
@@ -156,6 +156,11 @@ class StreamedClips(TrainingClips):
     ) -> tuple[list[float], list[View]]:
         if found.problem:
             raise BadVideo(found.problem)
+        step, stride = found.sample.frame_step, self.clip.stride
+        if is_too_small_a_stride(self.clip, step):
+            raise BadVideo(
+                f"one of {step} frames of its source is stored, and clip.stride={stride} is smaller"
+            )
         if found.is_counted:
             return super()._decode_views(pixels, first_clip, found)  # type: ignore[arg-type]
         stated = _probed(found, is_full=False)
@@ -188,7 +193,8 @@ def _streamed_sample(raw: RawSample) -> StreamedSample:
         problem = f"expected bytes as {videos[0]}, got {type(video).__name__}"
     if stored is not None and not problem:
         own = asdict(stored.info)
-        own |= {"reference_stride": stored.reference_stride, "reference_phase": stored.reference_phase}
+        names = ("reference_stride", "reference_phase", "frame_step")
+        own |= {name: getattr(stored, name) for name in names}
         if zlib.crc32(video) != stored.crc32:
             problem = "it was changed after it was written: its checksum differs from the one in its .json"
     sample = Sample(

@@ -36,7 +36,8 @@ def ours(tmp_path_factory):
         write_clip(
             root / "videos" / "ab"[number % 2] / f"{number}.mp4", number, frames=13, height=32, width=48
         )
-    assert shard(root / "videos", root / "out", "validation_fraction=0") == 0
+    options = ("validation_fraction=0", "layout.args.every=2")
+    assert shard(root / "videos", root / "out", *options) == 0
     return root / "out" / "train"
 
 
@@ -53,6 +54,8 @@ def test_clips_are_those_of_the_indexed_reader_at_the_same_position(ours, tmp_pa
             assert batch.time_BT[row].equal(expected.time_BT[0])
             assert batch.label_B[row] == expected.label_B[0]
     assert len({*batch.keys}) == 2 and batch.sample_B.tolist() == [-1] * 4
+    [bad, *_] = streamed(tar, clip=ClipConfig(frames=2, stride=1, size=16)).batch(range(4)).skipped
+    assert bad.reason == "one of 2 frames of its source is stored, and clip.stride=1 is smaller"
     damaged = bytearray(tar.read_bytes())
     sample = index.sample(0)
     damaged[sample.offset + sample.length // 2] ^= 1
