@@ -93,13 +93,13 @@ def imap_unordered(  # noqa: PLR0913 - keyword-only, except for the inputs
 ) -> Iterator[tuple[int, Result]]:
     """Yield the position of each job and `function(job)`, as soon as it is done.
 
-    A job whose worker died runs once more at the end, alone, because the kernel's out-of-memory killer may
-    hit any process. Closing the iterator and any error kill the workers.
+    A job whose worker died runs once more at the end, alone: the out-of-memory killer may hit any process.
+    Closing the iterator and any error kill the workers.
 
     Args:
         function: a module-level function.
         workers: number of processes; 0 means one per core, 1 runs the jobs in this process.
-        on_failure: the result of a job that crashed twice or timed out; not final. None raises the failure.
+        on_failure: the result of a job that crashed twice or timed out; None raises the failure.
         timeout_s: limit without progress. For a job that only uses CPU time the limit is ten times as long.
         engine, cores: "ray" runs at most `workers` tasks of `cores` cores at a time on a Ray cluster.
 
@@ -114,11 +114,10 @@ def imap_unordered(  # noqa: PLR0913 - keyword-only, except for the inputs
     crashed, timeouts = list[int](), 0  # timeouts in a row
     for positions, count in ((range(len(jobs)), workers), (crashed, 1)):
         for position, outcome in pool.run(deque(positions), count):
+            timeouts = timeouts + outcome.is_timeout if isinstance(outcome, Lost) else 0
             if not isinstance(outcome, Lost):
-                timeouts = 0
                 yield position, outcome
                 continue
-            timeouts += outcome.is_timeout
             if timeouts > _MAX_TIMEOUTS:
                 raise _outage(timeouts, outcome.reason)
             if on_failure is None:
