@@ -113,7 +113,7 @@ def card_text(collection: Collection, config: CardConfig) -> str:
 
 def _metadata(collection: Collection, config: CardConfig, title: str) -> dict[str, Any]:
     found: dict[str, Any] = {"pretty_name": title}
-    values = _values(collection, PROVENANCE["license"]) or {}
+    values = _values(collection, PROVENANCE["license"]) or Counter[Any]()
     if config.license or len(values) == 1:
         found["license"] = config.license or str(next(iter(values))).lower()
     if any((index.column("label") >= 0).any() for index in collection.indexes):

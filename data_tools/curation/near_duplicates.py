@@ -133,11 +133,9 @@ def _bands(words_UX: np.ndarray, count: int) -> list[np.ndarray]:
 
 def _joined(component_U: np.ndarray, edges: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Join the components of the two ends of each edge."""
-    one_E, other_E = (
-        np.concatenate([[], *ends]).astype(np.int64) for ends in zip(*edges or [((), ())], strict=True)
-    )
-    if not len(one_E):
+    if not edges:
         return component_U
+    one_E, other_E = (np.concatenate(ends) for ends in zip(*edges, strict=True))
     ends = component_U[one_E], component_U[other_E]
     graph = coo_matrix((np.ones(len(one_E), bool), ends), shape=(len(component_U),) * 2)
     joined_U: np.ndarray = connected_components(graph, directed=False)[1][component_U]
