@@ -44,6 +44,7 @@ from kinemae.data_tools.stream.worker_setup import (
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+AnyResult = TypeVar("AnyResult", covariant=True)
 Engine = Literal["local", "ray"]
 
 TIMEOUT_S = 300.0
@@ -165,10 +166,10 @@ class Failure:
         raise self.error from RuntimeError(f"in a worker process:\n{self.trace}")
 
 
-class Pool(Protocol[Result]):
+class Pool(Protocol[AnyResult]):
     """Runs jobs on many workers."""
 
-    def run(self, todo: deque[int], count: int) -> Iterator[tuple[int, Result | Lost]]:
+    def run(self, todo: deque[int], count: int) -> Iterator[tuple[int, AnyResult | Lost]]:
         """Run the jobs at some positions on at most `count` workers; 0 means as many as possible."""
 
 

@@ -5,6 +5,7 @@ the command without an error message.
 """
 
 import atexit
+import logging
 import multiprocessing
 import os
 import traceback
@@ -159,7 +160,7 @@ def _connected(address: str) -> Any:
     import ray
 
     try:
-        ray.init(address, logging_level="WARNING")
+        ray.init(address, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"engine=ray: expected a Ray cluster, got {reason}; fix: {_HELP}") from error

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from kinemae.data_tools.stream.evaluation_clips import EvaluationItem, EvaluationVideos
-from kinemae.data_tools.stream.loader import TIMEOUT_S, read_items
+from kinemae.data_tools.stream.loader import READ_AHEAD, TIMEOUT_S, read_items
+from kinemae.data_tools.stream.read_ahead import Request
 from kinemae.data_tools.stream.video_reader import is_whole_file
 
 
@@ -32,7 +33,8 @@ def read_windows(
     """
     chosen = range(len(videos)) if numbers is None else numbers
     short = [number for number in chosen if not _is_long(videos, number)]
-    loaded = read_items(_Chosen(videos, short), workers, timeout_s, preload=[__name__])
+    reader = _Chosen(videos, short)
+    loaded = read_items(reader, workers, timeout_s, preload=[__name__], read_ahead=READ_AHEAD)
     for _, group in groupby(chosen, key=lambda number: videos.locate(number)[0]):
         of_video = list(group)
         if _is_long(videos, of_video[0]):
@@ -62,3 +64,6 @@ class _Chosen:
         self, number: int, *, quarantined: Mapping[str, str], on_sample: Callable[[str], None]
     ) -> EvaluationItem:
         return self._videos.read(self._numbers[number], quarantined=quarantined, on_sample=on_sample)
+
+    def upcoming(self, number: int) -> list[Request]:
+        return self._videos.upcoming(self._numbers[number])
