@@ -136,7 +136,9 @@ class Bench:
         for format_, reader in (("mds", "mosaicml-streaming"), ("litdata", "litdata")):
             if reader in readers and self.arguments.peers:
                 out = self.folder / format_
-                self._process(reader, f"write_{format_}", str(videos), str(out), str(self.arguments.block_mb))
+                block_mb = str(self.arguments.block_mb)
+                written = self._process(reader, f"write_{format_}", str(videos), str(out), block_mb)
+                assert "error" not in written, written
 
     def run(self, readers: list[str], endpoint: str) -> None:
         """Run each reader locally, then at each latency, and print a table."""
@@ -171,7 +173,8 @@ class Bench:
         command = [python, str(_HERE / "streaming_readers.py"), *arguments]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         if done.returncode:
-            return {"error": (done.stderr.strip() or "no message").splitlines()[-1], "clips_per_s": 0.0}
+            lines = [line for line in done.stderr.splitlines() if "Error" in line] or ["no message"]
+            return {"error": lines[-1].strip(), "clips_per_s": 0.0}
         lines = done.stdout.strip().splitlines()
         return dict(json.loads(lines[-1])) if lines and lines[-1].startswith("{") else {}
 

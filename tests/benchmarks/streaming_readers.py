@@ -122,7 +122,9 @@ def mosaicml(options: Options) -> Iterator[list[str]]:
 def litdata(options: Options) -> Iterator[list[str]]:
     """Read chunks with `litdata.StreamingDataset`."""
     from litdata import StreamingDataset
+    from litdata.streaming import downloader
 
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # there is no option for it
     storage = {"endpoint_url": options.endpoint, "region_name": "us-east-1"}
     folder = {"cache_dir": f"{options.scratch}/litdata"}
     samples = StreamingDataset(f"{options.store}/litdata", shuffle=True, storage_options=storage, **folder)
@@ -144,7 +146,8 @@ def _decoded(samples: Iterator[tuple[str, bytes]]) -> Iterator[list[str]]:
 
 def _centre(height: int, width: int) -> list[View]:
     side = min(height, width) // 2 * 2
-    return [View(crop=Crop((height - side) // 4 * 2, (width - side) // 4 * 2, side, side), flip=False)]
+    top, left = (height - side) // 4 * 2, (width - side) // 4 * 2
+    return [View(crop=Crop(top=top, left=left, height=side, width=side), flip=False)]
 
 
 def write_mds(videos: Path, folder: Path, block_mb: float) -> None:
@@ -185,6 +188,7 @@ PEERS = ("webdataset", "mosaicml-streaming", "litdata")
 def main() -> None:
     """Run one reader, or write a format of a peer."""
     torch.set_num_threads(1)
+    sys.path.remove(str(Path(__file__).resolve().parent))  # its `streaming.py` hides the package of a peer
     if sys.argv[1] in ("write_mds", "write_litdata"):
         globals()[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4]))
         return
