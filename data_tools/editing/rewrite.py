@@ -131,10 +131,9 @@ def write_shards(
         target = _Shards(folder, limits)
         try:
             for batch in index.batches():
-                columns = (batch.column(name).to_pylist() for name in ("shard", "offset"))
-                places = [
-                    target.add(source.tar(shard), offset) for shard, offset in zip(*columns, strict=True)
-                ]
+                columns = (batch.column(name).to_pylist() for name in ("shard", "offset", "label"))
+                rows = zip(*columns, strict=True)
+                places = [target.add(source.tar(shard), offset, label) for shard, offset, label in rows]
                 shard_R, offset_R = np.array(places, dtype=np.int64).reshape(-1, 2).T
                 writer.add_batch(replaced(batch, shard=shard_R, offset=offset_R))
             target.finish()
@@ -177,7 +176,7 @@ class _Shards:
         self._writer: TarWriter | None = None
         self._samples = self._bytes = 0
 
-    def add(self, tar: TarFile, offset: int) -> tuple[int, int]:
+    def add(self, tar: TarFile, offset: int, label: int) -> tuple[int, int]:
         """Copy a sample; return the number of its shard and the offset of its video."""
         members = tar.sample(offset)
         size = sum(member.length for member in members)
@@ -188,7 +187,7 @@ class _Shards:
             self._writer = TarWriter(self._folder)
         self._samples += 1
         self._bytes += size
-        return len(self.shards), self._writer.add(tar, members)[offset]
+        return len(self.shards), self._writer.add(tar, members, tar.relabelled(members, label))[offset]
 
     def finish(self) -> None:
         """Close the current tar."""

@@ -1,17 +1,18 @@
-"""Tars written anew from members of others; the bytes of the members stay the same."""
+"""Tars written anew from members of others; only class numbers in KEY.json may change."""
 
 import hashlib
 import io
+import json
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from kinemae.data_tools.command import DataError, writing_to
-from kinemae.data_tools.index import Shard
+from kinemae.data_tools.index import DESCRIPTION_FORMAT, DESCRIPTION_KEY, Shard
 from kinemae.data_tools.indexing.tar_members import TarMember, read_members, split_key
 from kinemae.data_tools.storage.location import Location
 
@@ -48,6 +49,27 @@ class TarFile:
             )
         return self._by_key[key]
 
+    def relabelled(self, members: Sequence[TarMember], label: int) -> dict[str, bytes]:
+        """The KEY.json of a sample with another class number, by name; empty if it has this one."""
+        for member in members:
+            if split_key(member.name)[1] == "json" and not member.link:
+                self.file.seek(member.offset)
+                content = _description(self.file.read(member.length))
+                if content.get("label_index", label) != label:
+                    text = json.dumps({**content, "label_index": label}, ensure_ascii=False)
+                    return {member.name: text.encode()}
+        return {}
+
+
+def _description(text: bytes) -> dict[str, Any]:
+    """A KEY.json of `kinemae data shard`; empty for another one."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    is_own = isinstance(content, dict) and content.get(DESCRIPTION_KEY) == DESCRIPTION_FORMAT
+    return content if is_own else {}
+
 
 @contextmanager
 def open_tar(place: Location) -> Iterator[TarFile]:
@@ -77,8 +99,13 @@ class TarWriter:
         self._file = self._path.open("wb")  # closed by `finish` or `discard`
         self._tar = tarfile.open(fileobj=self._file, mode="w")  # noqa: SIM115
 
-    def add(self, tar: TarFile, members: Sequence[TarMember]) -> dict[int, int]:
+    def add(
+        self, tar: TarFile, members: Sequence[TarMember], changed: Mapping[str, bytes] | None = None
+    ) -> dict[int, int]:
         """Append members of a tar; return the new offset of each old one.
+
+        Args:
+            changed: other bytes of some members, by name.
 
         Raises:
             DataError: the disk is full, or the tar has become shorter.
@@ -91,7 +118,10 @@ class TarWriter:
                 if member.link:
                     info.type, info.linkname, info.size = tarfile.SYMTYPE, member.link, 0
                 tar.file.seek(member.offset)
-                self._tar.addfile(info, _Exactly(tar.file, f"{tar.name}, {member.name}"))
+                source: IO[bytes] | _Exactly = _Exactly(tar.file, f"{tar.name}, {member.name}")
+                if changed and member.name in changed:
+                    source, info.size = io.BytesIO(changed[member.name]), len(changed[member.name])
+                self._tar.addfile(info, source)
                 offsets[member.offset] = int(self._tar.offset) - -(-info.size // _BLOCK) * _BLOCK
         return offsets
 

@@ -44,6 +44,7 @@ class StreamedSample:
         video: the bytes.
         problem: the reason why it cannot be used; empty for none.
         is_counted: whether a decode has counted the frames.
+        label: the class in a KEY.json of `kinemae data shard`.
     """
 
     sample: Sample
@@ -51,6 +52,7 @@ class StreamedSample:
     video: bytes
     problem: str = ""
     is_counted: bool = False
+    label: str | None = None
     position: int = -1
 
 
@@ -86,6 +88,8 @@ class StreamedClips(TrainingClips):
         self._columns = tuple(columns)
         self._reader: TarReader | None = None
         self._next_clip = 0
+        self._numbers: dict[str, int] = {}  # class numbers
+        self._labels: dict[int, str] = {}
         # Of the current batch.
         self._raw: list[RawSample] = []
         self._on_sample: Callable[[str], None] = _ignore
@@ -144,12 +148,31 @@ class StreamedClips(TrainingClips):
         assert self._reader is not None
         self._on_sample("")  # no sample is to blame if the process dies or hangs in a tar or a hook
         self._raw.append(next(self._reader))
-        return _streamed_sample(self._raw[-1])
+        found = _streamed_sample(self._raw[-1])
+        self._check_class(found)
+        return found
 
     def decode(self, found: StreamedSample, timestamps_s: list[float]) -> Frames:  # type: ignore[override]
         """See `TrainingClips.decode`."""
         last_s = last_frame_s(found.sample.frames, found.sample.duration_s)
         return yuv_frames_at(found.video, timestamps_s, last_frame_s=last_s)
+
+    def _check_class(self, found: StreamedSample) -> None:
+        """Check that each class has one number in all tars of `kinemae data shard`.
+
+        Raises:
+            DataError: the tars come from data sets with different classes.
+        """
+        label, number = found.label, found.sample.label
+        if label is None:
+            return
+        first = self._numbers.setdefault(label, number), self._labels.setdefault(number, label)
+        if first != (number, label):
+            raise DataError(
+                f"{found.key}: expected one number for each class, got {label!r} as {number} after "
+                f"{first[1]!r} as {first[0] if first[1] == label else number}; fix: join the data sets with "
+                "`kinemae data merge`, then write new tars with `kinemae data reshard`"
+            )
 
     def _decode_views(  # type: ignore[override]
         self, pixels: Pixels, first_clip: int, found: StreamedSample
@@ -207,7 +230,14 @@ def _streamed_sample(raw: RawSample) -> StreamedSample:
         name=f"{raw['__key__']}.{videos[0]}",
         **own,
     )
-    return StreamedSample(sample=sample, key=key, video=video, problem=problem, is_counted=sample.frames > 0)
+    return StreamedSample(
+        sample=sample,
+        key=key,
+        video=video,
+        problem=problem,
+        is_counted=sample.frames > 0,
+        label=None if stored is None else stored.label,
+    )
 
 
 def _stored_row(raw: RawSample, key: str) -> StoredRow | None:

@@ -9,6 +9,8 @@ import av
 import numpy as np
 import pytest
 
+from kinemae.data_tools.__main__ import PROGRAM
+from kinemae.data_tools.command import DataError, run_program
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
@@ -139,3 +141,20 @@ def test_batches_are_a_function_of_the_seed_and_the_workers(tmp_path):
         runs.append([batch.keys for batch in loader])
     assert runs[0] == runs[1]
     assert {name for keys in runs[2] for name in keys} == {name for keys in runs[0] for name in keys}
+
+
+def test_tars_of_a_union_have_its_class_numbers_after_reshard_and_mixed_numbers_are_an_error(tmp_path, ours):
+    write_clip(tmp_path / "videos" / "b" / "x.mp4", 9, frames=13, height=32, width=48)
+    assert shard(tmp_path / "videos", tmp_path / "other", "validation_fraction=0") == 0
+    sets = [str(ours), str(tmp_path / "other" / "train")]
+    merged, out = str(tmp_path / "merged"), str(tmp_path / "out")
+    assert run_program(PROGRAM, ["merge", *sets, merged, "classes=union"]) == 0
+    assert run_program(PROGRAM, ["reshard", merged, out]) == 0
+    index = open_index(out)
+    batch = streamed(out + "/shard-000000.tar").batch(range(5))
+    labels = dict(zip(index.column("key"), index.column("label"), strict=True))
+    assert [labels[name.partition("/")[2]] for name in batch.keys] == batch.label_B.tolist()
+    with pytest.raises(
+        DataError, match=r"expected one number for each class, got '.' as . after '.' as .; fix"
+    ):
+        streamed([f"{folder}/shard-000000.tar" for folder in sets]).batch(range(8))
