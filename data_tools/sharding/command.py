@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -47,6 +48,8 @@ from kinemae.data_tools.sharding.transcode import Done, TranscodeResult, forget_
 from kinemae.data_tools.sharding.windows import SplitWriter, WindowLog, restore_rest
 from kinemae.data_tools.storage.location import Location, location
 
+_MERGED = {CLASSES_NAME, REJECTED_NAME, NOTES_NAME, STATE_NAME}  # that `merge` of parts writes into OUT
+
 
 def run_shard(arguments: argparse.Namespace) -> None:
     """List the videos and write the shards of each split."""
@@ -59,6 +62,8 @@ def run_shard(arguments: argparse.Namespace) -> None:
     output = Output(out, settings.work_dir, plan.part)
     _check_root(out, plan.part)
     done = _check_out(output.out, plan.state)
+    if plan.part is not None and (not done or settings.retry_rejected):
+        _check_not_merged(out, plan.part)
     summary = _summary(plan)
     log.info(
         "%s: %d videos, %d classes, splits: %s, %d other files",
@@ -71,6 +76,7 @@ def run_shard(arguments: argparse.Namespace) -> None:
         done = not _is_any_readable_now(plan, output)
     if done:
         log.info("%s is complete already", output.out)
+        _renew_limits(plan, output)
         warn_of_temporary(_entries(output.out, REJECTED_NAME))
         output.remove_work()
     elif not arguments.dry_run:
@@ -201,6 +207,14 @@ def _limits_of_part(plan: Plan) -> dict[str, Any]:
     return {"limits": limits} if plan.part else {}
 
 
+def _renew_limits(plan: Plan, output: Output) -> None:
+    """Write the limits of this run into a complete part, which is not repeated for them."""
+    limits = _limits_of_part(plan)
+    state = json.loads((output.out / STATE_NAME).read())
+    if limits and state.get("limits") != limits["limits"]:
+        output.write_text(STATE_NAME, to_json_text({**state, **limits}))
+
+
 def _max_rejected(plan: Plan) -> float:
     """Limit of rejected videos. A part has none, because `merge` checks all parts together."""
     return math.inf if plan.part else plan.settings.max_bad_fraction * len(plan.manifest.videos)
@@ -239,7 +253,7 @@ def _is_complete(out: Location) -> bool:
 
 
 def _check_root(out: Location, part: Part | None) -> None:
-    """Check that OUT holds parts only, if a part is written, and no parts otherwise.
+    """Check that OUT holds parts and files of their merge only, if a part is written; no parts otherwise.
 
     Raises:
         ValueError: it holds something else.
@@ -250,10 +264,26 @@ def _check_root(out: Location, part: Part | None) -> None:
             f"OUT {out}: expected no parts without the key part, got {PARTS_NAME}; "
             f"fix: run `kinemae data merge {out / PARTS_NAME} {out}`, or choose a new folder"
         )
-    if part is not None and names - {PARTS_NAME, *SPLITS}:
+    others = sorted(names - {PARTS_NAME, *SPLITS, *(_MERGED if PARTS_NAME in names else ())})
+    if part is not None and others:
         raise ValueError(
             f"part={part.number}/{part.count}: expected an empty OUT or one with parts only, got "
-            f"{sorted(names - {PARTS_NAME, *SPLITS})[0]} in {out}; fix: choose a new folder"
+            f"{others[0]} in {out}; fix: choose a new folder"
+        )
+
+
+def _check_not_merged(out: Location, part: Part) -> None:
+    """Check that `merge` has not yet written data sets from the parts of OUT.
+
+    Raises:
+        ValueError: it has; their shards would change.
+    """
+    files = [out / STATE_NAME, *(out / split / DATASET_NAME for split in SPLITS)]
+    found = [shlex.quote(str(file)) for file in files if file.exists()]
+    if found:
+        raise ValueError(
+            f"part={part.number}/{part.count}: expected parts that are not merged yet, got {found[0]}; fix: "
+            f"to repair this part, remove {' '.join(found)}, run it again, then repeat `kinemae data merge`"
         )
 
 

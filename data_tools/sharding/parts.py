@@ -4,7 +4,7 @@
     OUT/parts/part-00003-of-00100/                 its other files: train/dataset.json, shard.json, ...
 
 Parts share nothing while they run; each lists the whole source. `kinemae data merge OUT/parts OUT` joins
-their indexes, see `merge_parts.py`.
+their indexes, see `kinemae.data_tools.editing.parts`.
 """
 
 import hashlib

@@ -137,9 +137,9 @@ def _cut_shard(part: Path) -> None:
 
 
 def _low_limit(part: Path) -> None:
-    file = part.parent / "part-00000-of-00003" / "shard.json"
-    state = json.loads(file.read_text())
-    file.write_text(json.dumps({**state, "limits": {"max_bad_fraction": 0.01, "leaks": "error"}}))
+    for file in part.parent.glob("*/shard.json"):
+        state = json.loads(file.read_text())
+        file.write_text(json.dumps({**state, "limits": {"max_bad_fraction": 0.01, "leaks": "error"}}))
 
 
 @pytest.mark.parametrize(
@@ -179,6 +179,34 @@ def test_wrong_parts_are_errors(
     assert merge(out / "parts", out) == 3
     assert re.search(message, capsys.readouterr().err)
     assert not (out / "train" / "dataset.json").exists()
+
+
+def test_a_part_is_repaired_after_a_failed_and_after_a_complete_merge(
+    three: Path, collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    shutil.copytree(three, out)
+    words = (collection, out, "layout.name=copy")
+    assert shard(*words, "part=1/3", "max_bad_fraction=0.01") == 0  # only stores the limit
+    assert merge(out / "parts", out) == EXIT_DATA
+    assert "part-00001-of-00003: expected the limits of " in capsys.readouterr().err
+    for number in (0, 2):
+        assert shard(*words, f"part={number}/3", "max_bad_fraction=0.01") == 0
+    assert merge(out / "parts", out) == EXIT_DATA
+    assert "max_bad_fraction=0.01" in capsys.readouterr().err
+    for number in range(3):
+        assert shard(*words, f"part={number}/3", "max_bad_fraction=0.2", "retry_rejected=true") == 0
+    assert merge(out / "parts", out) == 0
+    keys = set(rows(open_index(out / "train")))
+    capsys.readouterr()
+    again = (*words, "part=0/3", "retry_rejected=true", "max_bad_fraction=0.2")
+    assert shard(*again) == EXIT_CONFIG
+    found = re.search(r"to repair this part, remove (.*), run it again", capsys.readouterr().err)
+    assert found is not None and str(out / "train" / "dataset.json") in found[1].split()
+    for file in found[1].split():
+        Path(file).unlink()
+    assert shard(*again) == 0 and merge(out / "parts", out) == 0
+    assert set(rows(open_index(out / "train"))) == keys
 
 
 def test_a_part_holds_each_name_once():
