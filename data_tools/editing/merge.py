@@ -24,6 +24,7 @@ from kinemae.data_tools.editing.sets import (
     joined_columns,
     open_sources,
     repeated_rows,
+    with_siblings,
 )
 from kinemae.data_tools.editing.shard_names import copy_shard, reference_to
 from kinemae.data_tools.index import DATASET_NAME, IndexWriter, ShardIndex, ShardTable, open_index
@@ -66,9 +67,8 @@ def run_add(arguments: argparse.Namespace) -> None:
             f"{target} and {sources[0]}: expected data sets, or folders with splits, got one of each; "
             "fix: give data sets, such as OUT/train, or folders with splits, such as OUT"
         )
-    check_leaks(
-        {split: [*base.get(split, []), *new.get(split, [])] for split in {**base, **new}}, config.leaks
-    )
+    together = {split: [*base.get(split, []), *new.get(split, [])] for split in {**base, **new}}
+    check_leaks(with_siblings(together, target), config.leaks)
     for split, indexes in new.items():
         if split not in base:
             _merge_split(indexes, target / split, config, "merge")
@@ -88,7 +88,7 @@ def merge(splits: Splits, out: Location, config: MergeConfig) -> None:
     Raises:
         DataError: the data sets do not fit together, or `out` holds another data set.
     """
-    check_leaks(splits, config.leaks)
+    check_leaks(with_siblings(splits, out), config.leaks)
     folders = {split: out / split if split else out for split in splits}
     done = [split for split, folder in folders.items() if _is_done(splits[split], folder)]
     for split, indexes in splits.items():

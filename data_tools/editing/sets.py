@@ -1,13 +1,16 @@
 """Data sets that a command reads: folders, their splits, and checks of several together."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from kinemae.data_tools.command import DataError, log
-from kinemae.data_tools.index import ShardIndex, open_data_sets
+from kinemae.data_tools.index import DATASET_NAME, ShardIndex, open_data_sets, open_index
+from kinemae.data_tools.manifest.videos import SPLITS
 from kinemae.data_tools.storage.location import Location
 
 _MAY_SHARE = {"train", "unlabelled"}
@@ -122,6 +125,26 @@ def check_leaks(splits: Mapping[str, Sequence[ShardIndex]], policy: str) -> None
             if policy == "error":
                 raise DataError(f"{text}; fix: remove the samples from one split, or leaks=warn")
             log.warning("%s", text)
+
+
+def with_siblings(splits: Splits, folder: Location) -> Splits:
+    """The splits, with the other ones next to `folder` if it is one split, such as OUT/train.
+
+    Args:
+        splits: data sets that are to be in `folder`; "" for one data set.
+    """
+    path = folder.path and Path(os.path.abspath(folder.path))
+    own = path.name if path else folder.name
+    if "" not in splits or own not in SPLITS:
+        return splits
+    together: Splits = {}
+    for split in SPLITS:
+        place = Location(str(path.parent / split)) if path else folder / f"../{split}"
+        if split == own:
+            together[split] = splits[""]
+        elif (place / DATASET_NAME).exists():
+            together[split] = [open_index(place, check_shards=False)]
+    return together
 
 
 def _hashes(index: ShardIndex, column: str) -> np.ndarray:

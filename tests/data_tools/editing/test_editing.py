@@ -226,6 +226,11 @@ def test_splits_that_share_a_group_after_a_change_are_an_error(tmp_path: Path, r
     message = "train and validation: expected different groups, got 1 in both, first 'a'; fix: remove"
     assert message in run("merge", *sources, tmp_path / "out", code=EXIT_DATA)
     assert message in run("add", *sources, code=EXIT_DATA)
+    one_split = (tmp_path / "1/validation", tmp_path / "2/validation")
+    assert message in run("add", *one_split, code=EXIT_DATA)  # of 1/train
+    run("subset", tmp_path / "1/train", tmp_path / "out/train", "where=True")
+    assert message in run("merge", *one_split, tmp_path / "out/validation", code=EXIT_DATA)
+    shutil.rmtree(tmp_path / "out")
     assert "got 1 in both" in run("merge", *sources, tmp_path / "out", "leaks=warn", "duplicates=skip")
 
 
