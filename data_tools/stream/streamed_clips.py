@@ -113,7 +113,7 @@ class StreamedClips(TrainingClips):
         return clips
 
     def keys(self, clips: range) -> list[str]:
-        """Nothing: only the stream itself has the keys."""
+        """Return no keys; they are known after reading."""
         return []
 
     def batch(
@@ -146,7 +146,7 @@ class StreamedClips(TrainingClips):
     def locate(self, position: int) -> StreamedSample:  # type: ignore[override]
         """The next sample of the stream."""
         assert self._reader is not None
-        self._on_sample("")  # no sample is to blame if the process dies or hangs in a tar or a hook
+        self._on_sample("")  # if the process dies or hangs in a tar or a hook, the error has no sample
         self._raw.append(next(self._reader))
         found = _streamed_sample(self._raw[-1])
         self._check_class(found)
@@ -250,9 +250,10 @@ def _stored_row(raw: RawSample, key: str) -> StoredRow | None:
 
 def _label(raw: RawSample) -> int:
     try:
-        return int(raw.get("cls", b""))
-    except ValueError:
+        number = int(raw.get("cls", b""))
+    except (ValueError, TypeError, OverflowError):  # a hook may set any object
         return NO_LABEL
+    return number if 0 <= number < 1 << 63 else NO_LABEL
 
 
 def _probed(found: StreamedSample, *, is_full: bool) -> StreamedSample:

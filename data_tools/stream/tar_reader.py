@@ -9,7 +9,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, groupby, pairwise
+from itertools import chain, groupby
 from typing import Any
 
 import webdataset
@@ -36,7 +36,7 @@ Hook = tuple[str, Callable[[RawSample], Any]]
 
 _BUFFER = 1 << 18
 _CHUNK = 1 << 20
-_MOST_WITHOUT_VIDEO = 100  # tars in a row
+_MANY_TARS = 100
 _FIX = "fix: download or create it again"
 
 
@@ -47,6 +47,7 @@ class TarReader(Iterator[RawSample]):
 
     Args:
         buffer: samples of the shuffle buffer.
+        hooks: called in order for each sample, before the shuffle buffer.
         keeps: whether to read the members with an extension.
     """
 
@@ -64,18 +65,17 @@ class TarReader(Iterator[RawSample]):
         self._buffer, self._hooks, self._keeps = buffer, hooks, keeps
         self._unused: Counter[int] = Counter()  # samples that were read and not returned, by tar
         self._read_tars: set[int] = set()
-        self._tars_without_sample = 0
+        self._has_sample = False  # in the current epoch
+        self._without_sample: set[str] = set()  # tars since the last epoch with a sample
         # Warnings that were given; other readers have the same ones.
         self._warnings = set() if own.rank == own.worker == 0 else {"pickle", "video"}
         self._samples = self._all_samples()
 
     def __next__(self) -> RawSample:
-        sample = next(self._samples)
-        self._tars_without_sample = 0
-        return sample
+        return next(self._samples)
 
     def take_done(self) -> tuple[int, ...]:
-        """The tars whose last sample was returned since the last call."""
+        """The tars whose last sample was returned since the last call, and those without a sample."""
         done = sorted(number for number in self._read_tars if not self._unused[number])
         self._read_tars.difference_update(done)
         for number in done:
@@ -84,41 +84,65 @@ class TarReader(Iterator[RawSample]):
 
     def _all_samples(self) -> Iterator[RawSample]:
         for _, numbers in groupby(self._own.numbers(), key=lambda number: number // len(self._tars)):
+            self._has_sample = False
             yield from self._epoch(numbers)
+            if self._has_sample:
+                self._without_sample.clear()
+            elif len(self._without_sample) >= min(len(self._tars), _MANY_TARS):
+                raise DataError(
+                    f"{self._tars.text}: expected samples with a video, got none in "
+                    f"{len(self._without_sample)} tars; fix: name tars whose members have a video extension "
+                    "such as .mp4, and check the functions given to map and select"
+                )
 
     def _epoch(self, numbers: Iterator[int]) -> Iterator[RawSample]:
         """The webdataset pipeline of the tars of an epoch."""
         first = next(numbers)
         chance = random.Random(derived_seed(self._seed, purpose="tars/buffer", step=first))
         shuffle = webdataset.filters.shuffle(self._buffer, initial=max(self._buffer // 10, 1), rng=chance)
-        kinds = {"map": webdataset.filters.map, "select": webdataset.filters.select}
         return iter(
             webdataset.DataPipeline(
                 lambda: chain([first], numbers),
                 self._read_samples,
                 shuffle if self._buffer > 1 else None,
                 self._used,
-                *(kinds[kind](partial(_call, hook)) for kind, hook in self._hooks),
-                webdataset.filters.select(self._has_video),
             )
         )
 
     def _read_samples(self, numbers: Iterator[int]) -> Iterator[RawSample]:
         for number in numbers:
             name, place = self._tars.at(self._seed, number)
-            self._tars_without_sample += 1
-            if self._tars_without_sample > min(len(self._tars), _MOST_WITHOUT_VIDEO):
-                raise DataError(
-                    f"{self._tars.text}: expected samples with a video, got none in "
-                    f"{self._tars_without_sample - 1} tars, the last one before {name}; fix: name tars whose "
-                    "members have a video extension such as .mp4, and check the functions given to select"
-                )
-            for sample, following in pairwise(chain(self._read_tar(place), [None])):
+            samples = self._kept_samples(number, name, place)
+            sample = next(samples, None)
+            if sample is None:
+                self._read_tars.add(number)
+                self._add_without_sample(name)
+            while sample is not None:
+                self._has_sample = True
+                self._unused[number] += 1
+                following = next(samples, None)
                 if following is None:  # so that the tar is done with its last sample
                     self._read_tars.add(number)
-                self._unused[number] += 1
-                assert sample is not None
-                yield sample | {"__tar__": name, "__number__": number}
+                yield sample
+                sample = following
+
+    def _kept_samples(self, number: int, name: str, place: Location) -> Iterator[RawSample]:
+        """The samples of a tar that the hooks keep and that have a video."""
+        kinds = {"map": webdataset.filters.map, "select": webdataset.filters.select}
+        own = {"__tar__": name, "__number__": number}
+        return iter(
+            webdataset.DataPipeline(
+                lambda: (sample | own for sample in self._read_tar(place)),
+                *(kinds[kind](partial(_call, kind, hook)) for kind, hook in self._hooks),
+                webdataset.filters.select(self._has_video),
+            )
+        )
+
+    def _add_without_sample(self, name: str) -> None:
+        self._without_sample.add(name)
+        if len(self._without_sample) == _MANY_TARS and not self._has_sample:
+            what = "%s: no sample with a video in %d tars so far, the last one %s"
+            log.warning(what, self._tars.text, _MANY_TARS, name)
 
     def _used(self, samples: Iterator[RawSample]) -> Iterator[RawSample]:
         for sample in samples:
@@ -183,11 +207,18 @@ def video_members(sample: RawSample) -> list[str]:
     return [name for name in sample if not name.startswith("__") and is_video_extension(name)]
 
 
-def _call(hook: Callable[[RawSample], Any], sample: RawSample) -> Any:
+def _call(kind: str, hook: Callable[[RawSample], Any], sample: RawSample) -> Any:
     """Call a hook; the names that begin with __ stay."""
-    result = hook(sample)
     own = {name: value for name, value in sample.items() if name.startswith("__")}
-    return {**own, **result, **own} if isinstance(result, dict) else result
+    result = hook(sample)
+    if kind == "select" or result is None:
+        return result
+    if not isinstance(result, dict):
+        raise DataError(
+            f"map: expected a dictionary or None from {getattr(hook, '__name__', hook)}, got "
+            f"{type(result).__name__} for {own['__tar__']}/{own['__key__']}; fix: return the changed sample"
+        )
+    return {**result, **own}
 
 
 class _CheckedHeader(tarfile.TarInfo):
@@ -204,7 +235,7 @@ class _CheckedHeader(tarfile.TarInfo):
 
 
 def _check_end(tar: tarfile.TarFile, place: Location) -> None:
-    """Check that only zeros follow the end of a tar, as not after `cat a.tar b.tar`."""
+    """Reject tars joined with `cat`: only zeros may follow the end."""
     while rest := tar.fileobj.read(_CHUNK):
         if rest.strip(b"\0"):
             raise DataError(

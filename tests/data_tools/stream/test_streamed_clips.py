@@ -103,6 +103,12 @@ def test_bad_samples_keep_their_place_with_weight_0(tmp_path):
     assert "FFmpeg cannot read it" in reasons["x.tar/b"] and reasons["x.tar/d"] == "it was fatal"
 
 
+@pytest.mark.parametrize("number", [b"9" * 23, b"-7", b"cat"])
+def test_a_class_that_is_no_number_of_64_bits_is_no_label(tmp_path, number):
+    write_tar(tmp_path / "x.tar", [("a.mp4", clip(0)), ("a.cls", number)])
+    assert streamed(tmp_path / "x.tar").batch(range(1)).label_B.tolist() == [-1]
+
+
 def test_a_step_back_starts_the_stream_again(tmp_path):
     stream = streamed(write_tars(tmp_path), buffer=7)
     first, second = stream.batch(range(3)), stream.batch(range(9, 12))

@@ -11,7 +11,7 @@ import webdataset
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.storage.location import RetryPolicy, StorageUnavailable
-from kinemae.data_tools.stream.tar_list import TarSlice, open_tars
+from kinemae.data_tools.stream.tar_list import TarsDone, TarSlice, open_tars
 from kinemae.data_tools.stream.tar_reader import TarReader
 from tests.data_tools.stream.tars import SAMPLES, clip, key, write_tars
 from tests.faulty_server import faulty_server
@@ -123,8 +123,45 @@ def test_tars_without_a_video_are_an_error_and_samples_without_one_are_passed_ov
     write_tar(tmp_path / "b.tar", [("1.txt", b"one")])
     with pytest.raises(DataError, match=r"b.tar: expected samples with a video, got none in 1 tars"):
         next(reader(tmp_path / "b.tar"))
-    with pytest.raises(DataError, match=r"got none in 1 tars.*and check the functions given to select"):
+    with pytest.raises(
+        DataError, match=r"got none in 1 tars.*and check the functions given to map and select"
+    ):
         next(reader(tmp_path / "a.tar", hooks=(("select", lambda sample: False),)))
+
+
+def test_tars_without_a_sample_are_done_and_no_error_while_others_have_one(tmp_path):
+    write_tars(tmp_path, 2)
+    write_tar(tmp_path / "x-002.tar", [("1.txt", b"one")])
+    write_tar(tmp_path / "x-003.tar", [])
+    pattern = str(tmp_path / "x-{000..003}.tar")
+    for own in (TarSlice(), TarSlice(worker=1, workers=4)):  # an epoch of the latter has one tar
+        samples, done = reader(pattern, own, keeps=lambda extension: extension == "mp4"), []
+        for _ in range(20 * SAMPLES):
+            next(samples)
+            done += samples.take_done()
+        assert sorted(done) == [*islice(own.numbers(), len(done))]  # none is read again after a restart
+    stuck = TarSlice(done=TarsDone(0, frozenset(done)), worker=1, workers=4)
+    assert next(reader(pattern, stuck))
+
+
+def test_a_shuffle_buffer_may_be_larger_than_all_tars_and_dropped_samples_leave_no_open_tar(tmp_path):
+    tars = 101
+    for number in range(tars):
+        write_tar(tmp_path / f"x-{number:03d}.tar", [(f"{number}.mp4", clip(0)), (f"{number}b.mp4", clip(1))])
+    pattern, hooks = str(tmp_path / "x-{000..100}.tar"), (("select", is_first),)
+    samples = reader(pattern, buffer=5000, hooks=hooks)
+    assert len({*read_keys(samples, tars)}) == tars == len(samples.take_done())
+
+
+def is_first(sample):
+    return not sample["__key__"].endswith("b")
+
+
+def test_a_map_function_that_returns_no_dictionary_is_named(tmp_path):
+    samples = reader(write_tars(tmp_path, 1), hooks=(("map", is_first),))
+    message = r"map: expected a dictionary or None from is_first, got bool for x-000.tar/00000; fix: return"
+    with pytest.raises(DataError, match=message):
+        next(samples)
 
 
 def test_remote_tars_are_read_one_by_one_despite_faults(tmp_path):
