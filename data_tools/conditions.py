@@ -3,13 +3,15 @@
 A condition is written like a Python expression: columns, numbers, texts, comparisons, `and`, `or`, `not`,
 `in [...]`, `is None`, `+ - * /`, `'part' in name`, `name.startswith('part')`, `name.endswith('part')`. It is
 parsed and never run as Python. As in SQL, a comparison with a missing value is neither true nor false; a row
-is selected if the condition is true. `label` is compared with names of classes.
+is selected if the condition is true. `label` is compared with names of classes. `split` is the name of the
+folder of the data set, unless a column has this name.
 """
 
 import ast
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ from kinemae.data_tools.index import COLUMNS, ShardIndex
 
 _EXAMPLE = "motion > 0.5 and label != 'still'"
 _LABEL = "label"
+_SPLIT = "split"
 _MAX_CHARACTERS = 10_000  # the stack of the parser is limited
 _NAMES = 40  # in an error
 _TRUTH, _NUMBER, _TEXT = "a condition", "a number", "a text"
@@ -71,11 +74,19 @@ class Condition:
         Raises:
             ValueError: an unknown column or class, or a value of the wrong kind.
         """
-        check_columns(index, sorted(self._columns), key=self.key)
+        stored = self._columns - ({_SPLIT} - {*index.extra})
+        check_columns(index, sorted(stored), key=self.key)
+        split = pa.scalar(index.folder.name or Path.cwd().name)
         found = [np.empty(0, dtype=bool)]
-        for batch in index.batches(sorted({*self._columns, _LABEL})):
-            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-            true = self._term(_Rows(columns, index.classes))
+        for batch in index.batches(sorted({*stored, _LABEL})):
+            columns = {_SPLIT: split, **dict(zip(batch.schema.names, batch.columns, strict=True))}
+            try:
+                true = self._term(_Rows(columns, index.classes))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise self._error(
+                    f"{self.text!r}, which has no result in {index.folder}: {error}",
+                    "compare integers beyond 2**53 with integers only, without + - * /",
+                ) from error
             if isinstance(true, pa.Scalar):
                 true = pa.array([true.as_py()] * len(batch), pa.bool_())
             found.append(true.fill_null(False).to_numpy(zero_copy_only=False))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kinemae.data_tools.command import writing_to
+from kinemae.data_tools.command import DataError, writing_to
 from kinemae.data_tools.data_set_files import DataFile, DataSetChange
 from kinemae.data_tools.index_schema import COLUMNS, SHARD_COLUMNS, Sample, Shard, ShardTable, shard_table
 from kinemae.data_tools.storage.location import Location, location
@@ -92,18 +92,25 @@ class IndexWriter:
         """Append rows in columns, with nulls in additional columns that are missing."""
         table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
         for part in table.to_batches(_ROWS_PER_CHUNK):
-            columns = [
-                part.column(field.name).cast(field.type)
-                if field.name in part.schema.names
-                else pa.nulls(len(part), field.type)
-                for field in self._schema
-            ]
+            columns = [self._column(part, field) for field in self._schema]
             self._pending.append(pa.table(columns, schema=self._schema))
             rows = sum(map(len, self._pending))
             if rows >= _ROWS_PER_CHUNK:
                 whole = pa.concat_tables(self._pending).combine_chunks()
                 self._write([whole.slice(0, _ROWS_PER_CHUNK)])
                 self._pending = [whole.slice(_ROWS_PER_CHUNK)]
+
+    def _column(self, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
+        if field.name not in batch.schema.names:
+            return pa.nulls(len(batch), field.type)
+        try:
+            return batch.column(field.name).cast(field.type)
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{self._change.folder}: expected values of the column {field.name!r} that are exact as "
+                f"{field.type}, got others: {error}; fix: make the data sets again with equal types of this "
+                "column"
+            ) from error
 
     def add_shards(self, shards: Sequence[Shard] | ShardTable) -> None:
         """Append shards."""

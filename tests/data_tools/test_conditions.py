@@ -66,6 +66,24 @@ def test_the_rows_that_match_are_selected(
     assert selected(index, text) == [row["key"] for row in rows(index) if matches(row)]
 
 
+def test_the_split_is_the_name_of_the_folder_unless_a_column_has_this_name(tmp_path: Path) -> None:
+    index = label_index(tmp_path / "train", labels=[0, 1])
+    assert selected(index, "split == 'train' and label == 'left'") == ["key-0"]
+    for text in ("split in ['train']", "split is not None", "split.startswith('t')", "'rai' in split"):
+        assert selected(index, text) == ["key-0", "key-1"]
+    with pytest.raises(DataError, match="expected at least one sample"):
+        selected(index, "split != 'train'")
+    assert selected(label_index(tmp_path / "x", labels=[0, 1], extra={"split": ["a", "b"]}), "split == 'b'")
+
+
+@pytest.mark.parametrize("text", ["id > 0.5", "id + 1 > 0", "id in [1, 2.5]", f"id == -{2**53 + 1}"])
+def test_large_integers_are_compared_with_integers_only(tmp_path: Path, text: str) -> None:
+    index = label_index(tmp_path, labels=[0, 1], extra={"id": [2**53 + 1, 2**53 + 2]})
+    assert selected(index, f"id == {2**53 + 1}") == ["key-0"]
+    with pytest.raises(ValueError, match=r"data.where: expected .*\n?.*fix: compare integers beyond 2\*\*53"):
+        selected(index, text)
+
+
 def test_an_unlabelled_sample_has_a_missing_label(tmp_path: Path) -> None:
     index = label_index(tmp_path, labels=[0, -1, 2, -1])
     assert selected(index, "label is None") == ["key-1", "key-3"]

@@ -211,6 +211,16 @@ def test_classes_are_joined_by_name_and_columns_by_type(tmp_path: Path, run: Run
     everything = out.with_removed()
     assert everything.column("label").tolist() == [0, 1, -1, 2, 1]
     assert everything.arrow_column("y").to_pylist() == [None, None, None, "p", "q"]
+    label_index(tmp_path / "4", labels=[0, 1], classes=("a", "b"), extra={"x": [2**53 + 1, 2]})
+    assert "expected values of the column 'x' that are exact as double, got others: Integer value" in run(
+        "merge",
+        tmp_path / "4",
+        tmp_path / "2",
+        tmp_path / "o",
+        "classes=union",
+        "duplicates=skip",
+        code=EXIT_DATA,
+    )
     label_index(tmp_path / "3", labels=[0], classes=("a", "b"), extra={"x": ["text"]})
     assert "expected 'x' to be int64" in run(
         "merge", tmp_path / "1", tmp_path / "3", tmp_path / "o", code=EXIT_DATA
