@@ -66,7 +66,7 @@ class IndexFiles:
         table: one row per sample, with the columns of `COLUMNS` and additional ones.
         shards: the shards; the column `shard` is a position in them.
         description: the content of dataset.json.
-        there: the rows that are not removed; None for all.
+        present: the rows that are not removed; None for all.
     """
 
     folder: Location
@@ -74,17 +74,17 @@ class IndexFiles:
     shards: ShardTable
     description: Mapping[str, Any]
     local_index: LocalIndex
-    there: RowSet | None = None
+    present: RowSet | None = None
 
 
 class ShardIndex:
     """An opened data set, or a view of one. Opening reads only the json file; the rows are memory-mapped.
 
-    Positions count the rows that are there: those that are not removed and that `filter` kept. Unpickling
+    Positions count the present rows: those that are not removed and that `filter` kept. Unpickling
     maps the same files again, so all processes share their memory.
 
     Args:
-        kept: the rows that `filter` kept; None for all that are there.
+        kept: the rows that `filter` kept; None for all present rows.
         rows: the rows of a view.
 
     Attributes:
@@ -106,7 +106,7 @@ class ShardIndex:
         self._files = files
         self._table = files.table
         self._kept = kept
-        self._present = files.there if kept is None else kept
+        self._present = files.present if kept is None else kept
         self._rows = rows
         self._batches = self._table.select(COLUMNS.names).to_batches()
         self._starts = np.cumsum([0, *(len(batch) for batch in self._batches[:-1])]).tolist()
@@ -167,7 +167,7 @@ class ShardIndex:
         return self._table.column(name)[self.row(position)].as_py()
 
     def column(self, name: str) -> np.ndarray:
-        """A column as a numpy array, without a copy if the type allows it and all rows are there."""
+        """A column as a numpy array, without a copy if the type allows it and all rows are present."""
         return _to_numpy(self.arrow_column(name))
 
     def arrow_column(self, name: str) -> pa.ChunkedArray:
@@ -194,7 +194,7 @@ class ShardIndex:
         return values[self._present.mask(first, last + 1)].astype(np.float64)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """The rows that are there, some tens of thousands at a time; of a data set, not of a view."""
+        """The present rows, some tens of thousands at a time; of a data set, not of a view."""
         assert self._rows is None
         begin = 0
         for batch in (self._table if columns is None else self._table.select(columns)).to_batches():
@@ -208,11 +208,11 @@ class ShardIndex:
     @property
     def removed_R(self) -> np.ndarray:
         """Numbers of the removed rows of the index file, ascending."""
-        return np.empty(0, np.int64) if self._files.there is None else self._files.there.removed()
+        return np.empty(0, np.int64) if self._files.present is None else self._files.present.removed()
 
     def with_removed(self) -> "ShardIndex":
         """The data set with its removed rows, to check or rewrite its files."""
-        return ShardIndex(replace(self._files, there=None))
+        return ShardIndex(replace(self._files, present=None))
 
     def filter(self, is_kept_R: np.ndarray) -> "ShardIndex":
         """The rows whose value is True as another data set; one value per position.
@@ -386,12 +386,12 @@ def load_index(
         shards=ShardTable(tables["shards"]),
         description=description,
         local_index=local_index,
-        there=_rows_there(folder, tables.get("removed"), len(tables["index"])),
+        present=_present_rows(folder, tables.get("removed"), len(tables["index"])),
     )
     return ShardIndex(opened, kept, rows)
 
 
-def _rows_there(folder: Location, removed: pa.Table | None, total: int) -> RowSet | None:
+def _present_rows(folder: Location, removed: pa.Table | None, total: int) -> RowSet | None:
     try:
         return None if removed is None else RowSet.without(_to_numpy(removed.column("row")), total)
     except ValueError as error:

@@ -36,17 +36,19 @@ PROVENANCE = {
 _SHOWN = 30
 _QUANTILES = (0.05, 0.5, 0.95)
 _SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
-_USE = """\
+_CLIPS = """\
 ```python
 import kinemae
 
 clips = kinemae.clips("{folder}", frames=16, stride=2, size=224, batch=8)
 ```
 
+"""
+_WEBDATASET = """\
 ```python
 from datasets import load_dataset
 
-samples = load_dataset("webdataset", data_files={{"train": "{first}*.tar"}}, split="train")
+samples = load_dataset("webdataset", data_files={{"train": {files}}}, split="train")
 ```"""
 
 
@@ -80,7 +82,9 @@ def run_card(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{folder} is remote: expected OUT; fix: `kinemae data card {folder} README.md`")
     target = Path(out) if out is not None else Path(str(folder.path)) / "README.md"
     if out is None and target.exists() and "`kinemae data card`" not in target.read_text(encoding="utf-8"):
-        raise ValueError(f"OUT {target}: expected no file of others, got one; fix: name another OUT.md")
+        raise ValueError(
+            f"OUT {target}: expected no file or one written by `card`, got another; fix: name OUT.md"
+        )
     text = card_text(open_collection(folder), config)
     write_page(target, text)
     log.info("%s", target)
@@ -91,7 +95,6 @@ def run_card(arguments: argparse.Namespace) -> None:
 def card_text(collection: Collection, config: CardConfig) -> str:
     """The card of a data set or of all its splits."""
     title = config.title or collection.name
-    first = f"{collection.splits[0]}/" if collection.splits[0] else ""
     sections = {
         "Contents": _table(
             ("split", "videos", "labelled", "duration", "median", "size"), _contents(collection)
@@ -101,8 +104,8 @@ def card_text(collection: Collection, config: CardConfig) -> str:
         "Statistics": _statistics(collection),
         "Checks": "\n".join(f"- {line}" for line in _checks(collection)),
         "Columns": _columns(collection),
-        "Making": _making(collection),
-        "Use": _USE.format(folder=first.rstrip("/") or ".", first=first),
+        "Creation": _creation(collection),
+        "Use": _use(collection),
         "Removal of a video": config.contact or f"Contact: {UNKNOWN}.",
     }
     body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items())
@@ -114,18 +117,41 @@ def card_text(collection: Collection, config: CardConfig) -> str:
 def _metadata(collection: Collection, config: CardConfig, title: str) -> dict[str, Any]:
     found: dict[str, Any] = {"pretty_name": title}
     values = _values(collection, PROVENANCE["license"]) or Counter[Any]()
-    if config.license or len(values) == 1:
+    if config.license or (len(values) == 1 and None not in values):
         found["license"] = config.license or str(next(iter(values))).lower()
     if any((index.column("label") >= 0).any() for index in collection.indexes):
         found["task_categories"] = ["video-classification"]
     count = len(collection)
     found["size_categories"] = [next((name for most, name in _SIZES if count < most), "n>10M")]
     found["tags"] = ["video", "webdataset", "kinemae"]
-    files = [
-        {"split": split or "train", "path": f"{split}/*.tar" if split else "*.tar"}
-        for split in collection.splits
-    ]
-    return found | {"configs": [{"config_name": "default", "data_files": files}]}
+    files = [{"split": split or "train", "path": paths} for split, paths in _data_files(collection).items()]
+    return found | ({"configs": [{"config_name": "default", "data_files": files}]} if files else {})
+
+
+def _data_files(collection: Collection) -> dict[str, str | list[str]]:
+    """The tars of each split that other programs can load: a pattern, or a list if there are other tars.
+
+    A split with removed samples or with tars of other folders has none.
+    """
+    found: dict[str, str | list[str]] = {}
+    for split, index in zip(collection.splits, collection.indexes, strict=True):
+        names, start = index.shards.column("name"), f"{split}/" if split else ""
+        if not len(index.removed_R) and not any("/" in name for name in names):
+            is_all = set(names) == set(index.folder.list(".tar"))
+            found[split] = f"{start}*.tar" if is_all else [f"{start}{name}" for name in names]
+    return found
+
+
+def _use(collection: Collection) -> str:
+    """Programs that load the first split."""
+    files, first = _data_files(collection), collection.splits[0]
+    clips = _CLIPS.format(folder=first or ".")
+    if first in files:
+        return clips + _WEBDATASET.format(files=json.dumps(files[first]))
+    return clips + (
+        "Other programs would load removed samples or find no tars: `kinemae data reshard` writes a data set "
+        "for them."
+    )
 
 
 def _contents(collection: Collection) -> Iterable[Sequence[str]]:
@@ -155,7 +181,8 @@ def _values(collection: Collection, names: Sequence[str]) -> Counter[Any] | None
     for index in collection.indexes:
         if name in index.extra:
             counts = index.arrow_column(name).value_counts().to_pylist()
-            found.update({entry["values"]: entry["counts"] for entry in counts})
+            for entry in counts:
+                found[None if entry["values"] == "" else entry["values"]] += entry["counts"]
         else:
             found[None] += len(index)
     return found
@@ -211,7 +238,7 @@ def _columns(collection: Collection) -> str:
     return _table(("column", "split", "type", "filled", "values"), rows) if rows else "No additional columns."
 
 
-def _making(collection: Collection) -> str:
+def _creation(collection: Collection) -> str:
     parts = [f"Splits: {splits}.\n\n" + _table(("key", "value"), rows) for splits, rows in origin(collection)]
     return "\n\n".join(parts)
 

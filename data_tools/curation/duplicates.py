@@ -10,6 +10,7 @@ order test, validation, train, unlabelled; of one split the one with the most pi
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ def run_duplicates(arguments: argparse.Namespace) -> None:
     log.info("%s: %d groups of near duplicates among %d samples", out, len(groups), total)
     for name, keys in removed.items():
         if keys:
-            folder, file = sets[name].folder, out / f"{name or 'keys'}.txt"
+            paths = sets[name].folder, out / f"{name or 'keys'}.txt"
+            folder, file = (shlex.quote(str(path)) for path in paths)
             log.info("to remove %d samples: kinemae data remove %s %s", len(keys), folder, file)
     if arguments.json:
         counts = {name: len(keys) for name, keys in removed.items()}

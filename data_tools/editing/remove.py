@@ -1,6 +1,7 @@
-"""`kinemae data remove SHARDS [KEYS]`: samples disappear at once, their bytes with `kinemae data compact`."""
+"""`kinemae data remove SHARDS [KEYS]`: mark samples as removed; `compact` deletes their bytes."""
 
 import argparse
+import shlex
 
 import numpy as np
 
@@ -46,5 +47,6 @@ def run_remove(arguments: argparse.Namespace) -> None:
         again = f", {old} more were removed before" if old else ""
         log.info("%s: %d of %d samples removed%s", index.folder, count, len(index), again)
     log.info(
-        "the removed videos are no longer read; `kinemae data compact %s` deletes them", arguments.shards
+        "the removed videos are no longer read; `kinemae data compact %s` deletes them",
+        shlex.quote(arguments.shards),
     )

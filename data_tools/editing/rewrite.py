@@ -1,4 +1,4 @@
-"""`kinemae data subset` and `reshard`: other data sets of the samples of one."""
+"""`kinemae data subset` and `reshard`: write a new data set from some or all samples of another one."""
 
 import argparse
 from contextlib import ExitStack

@@ -40,7 +40,7 @@ def open_sources(folders: Sequence[Location]) -> Splits:
 
 
 def joined_classes(indexes: Sequence[ShardIndex], policy: str) -> tuple[str, ...]:
-    """The classes of several data sets. Unlabelled data sets, without classes, fit to all.
+    """The classes of several data sets. Data sets without classes can be merged with any.
 
     Args:
         policy: "same" rejects data sets with different classes; "union" appends new classes.

@@ -260,9 +260,10 @@ def _check_root(out: Location, part: Part | None) -> None:
     """
     names = set(out.list())
     if part is None and PARTS_NAME in names and STATE_NAME not in names:
+        parts, target = (shlex.quote(str(place)) for place in (out / PARTS_NAME, out))
         raise ValueError(
             f"OUT {out}: expected no parts without the key part, got {PARTS_NAME}; "
-            f"fix: run `kinemae data merge {out / PARTS_NAME} {out}`, or choose a new folder"
+            f"fix: run `kinemae data merge {parts} {target}`, or choose a new folder"
         )
     others = sorted(names - {PARTS_NAME, *SPLITS, *(_MERGED if PARTS_NAME in names else ())})
     if part is not None and others:

@@ -1,5 +1,6 @@
 """Samples of a run: from one or several data sets, evenly, by weight, by class or in fixed proportions."""
 
+import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from kinemae.data_tools.index import Sample, ShardIndex, open_index
 from kinemae.data_tools.orders.base import Block, SampleOrder
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.storage.cache import Cache
+from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.stream.order import class_quotas, mixture_position, mixture_quotas, sample_at
 from kinemae.data_tools.stream.weighted_sampling import SystematicSampling
 
@@ -146,7 +148,8 @@ def open_source(
         check_shards, outage_s: see `open_index`; one process of a job checks the shards.
 
     Raises:
-        ValueError: a wrong condition or column, or a weight of a folder that is too small beside the others.
+        ValueError: a wrong condition or column, a folder that is named twice, or a weight of a folder that is
+            too small beside the others.
         DataError: a folder is no data set, or has no sample that matches.
     """
 
@@ -157,6 +160,9 @@ def open_source(
     if isinstance(shards, str | Path):
         index = open_set(shards)
         return index if weight is None else Concatenation({str(shards): index}, weight=weight)
+    _check_different(
+        [*map(str, shards)], "data.mixture" if isinstance(shards, Mapping) else "data.concatenate"
+    )
     # Sorted, so that the order in the config has no effect.
     sets = {folder: open_set(folder) for folder in sorted(map(str, shards))}
     if not isinstance(shards, Mapping):
@@ -165,6 +171,19 @@ def open_source(
         return Mixture(sets, shards, weight=weight)
     except ValueError as error:
         raise ValueError(f"data.mixture: {error}") from error
+
+
+def _check_different(folders: Sequence[str], key: str) -> None:
+    known: dict[str, str] = {}
+    for folder in folders:
+        place = location(folder)
+        same = place.url.rstrip("/") if place.path is None else os.path.realpath(place.path)
+        if same in known:
+            raise ValueError(
+                f"{key}: expected each folder once, got {known[same]} and {folder}, which are the same; "
+                "fix: remove one of them"
+            )
+        known[same] = folder
 
 
 class BalancedClasses:

@@ -38,7 +38,7 @@ class SystematicSampling:
         largest = max(self._checked(number, begin, key).max() for number, begin in self._blocks())
         if largest == 0:
             raise DataError(f"{key}={column}: expected a weight above 0 in {indexes[0].folder}, got none")
-        self._scale = _LARGEST / largest
+        self._largest = largest
         sums = [self._integers(number, begin).sum() for number, begin in self._blocks()]
         self._ends = np.cumsum([0, *sums], dtype=np.int64)
         self._first_blocks = np.cumsum([0, *(-(-len(index) // _BLOCK) for index in indexes)])
@@ -80,7 +80,7 @@ class SystematicSampling:
     def _integers(self, number: int, begin: int) -> np.ndarray:
         """The weights of a block as integers; a positive weight stays positive."""
         weight_R = self._weights(number, begin)
-        return np.maximum(np.floor(weight_R * self._scale).astype(np.int64), weight_R > 0)
+        return np.maximum(np.floor(weight_R / self._largest * _LARGEST).astype(np.int64), weight_R > 0)
 
 
 def _check_kind(index: ShardIndex, name: str, key: str) -> None:

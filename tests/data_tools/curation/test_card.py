@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from kinemae.data_tools.__main__ import main
+from tests.label_index import label_index
 from tests.sharding import shard, write_clip
 
 
@@ -63,6 +64,24 @@ def test_the_card_has_metadata_contents_provenance_and_statistics(shards: Path, 
     assert "| `motion` |" in body and "| `scene_cuts` |" in body
 
 
+def test_it_names_no_tars_with_removed_samples_or_of_other_folders_and_no_missing_licence(
+    shards: Path, tmp_path: Path
+) -> None:
+    reference, out = tmp_path / "reference", tmp_path / "card.md"
+    assert main(["subset", str(shards), str(reference), "where=source_url is None"]) == 0
+    assert main(["card", str(reference), str(out)]) == 0
+    assert "data_files" not in out.read_text() and "load_dataset" not in out.read_text()
+    label_index(tmp_path / "own", labels=[0, 1], extra={"license": [None, ""]})
+    assert main(["card", str(tmp_path / "own"), str(out)]) == 0
+    assert "path: '*.tar'" in out.read_text() and "\nlicense" not in out.read_text()
+    (tmp_path / "own" / "old.tar").touch()
+    assert main(["card", str(tmp_path / "own"), str(out)]) == 0
+    assert '"train": ["shard-000000.tar"]' in out.read_text()
+    assert main(["remove", str(tmp_path / "own"), "where=label == 'left'"]) == 0
+    assert main(["card", str(tmp_path / "own"), str(out)]) == 0
+    assert "data_files" not in out.read_text() and "`kinemae data reshard` writes" in out.read_text()
+
+
 def test_it_is_the_readme_of_the_folder_and_replaces_no_other(
     shards: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +91,6 @@ def test_it_is_the_readme_of_the_folder_and_replaces_no_other(
     assert "license: mit" in readme.read_text() and "Contact: unknown." in readme.read_text()
     readme.write_text("mine")
     assert main(["card", str(shards)]) == 2
-    assert "expected no file of others" in capfd.readouterr().err
+    assert "expected no file or one written by `card`" in capfd.readouterr().err
     assert main(["card", str(shards), "card.html"]) == 2
     assert "expected the name of a markdown file" in capfd.readouterr().err

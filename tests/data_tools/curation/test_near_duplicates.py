@@ -94,19 +94,19 @@ def test_the_lists_remove_reencoded_copies(tmp_path: Path, capfd: pytest.Capture
     put(videos / "validation/walk/again.mp4", moving(1, size=56), EncodeConfig(fps=8, crf=30))
     assert shard(videos, tmp_path / "shards") == 0
     capfd.readouterr()
-    assert main(["duplicates", str(tmp_path / "shards"), str(tmp_path / "lists"), "--json"]) == 0
+    assert main(["duplicates", str(tmp_path / "shards"), str(tmp_path / "my lists"), "--json"]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out) == {"samples": 5, "groups": 2, "remove": {"train": 2, "validation": 0}}
-    assert (tmp_path / "lists/train.txt").read_text().split() == ["train_walk_1", "train_walk_small"]
-    assert f"kinemae data remove {tmp_path / 'shards/train'} {tmp_path / 'lists/train.txt'}" in err
-    assert main(["duplicates", str(tmp_path / "shards"), str(tmp_path / "lists")]) == 2
+    assert (tmp_path / "my lists/train.txt").read_text().split() == ["train_walk_1", "train_walk_small"]
+    assert f"kinemae data remove {tmp_path / 'shards/train'} '{tmp_path / 'my lists/train.txt'}'" in err
+    assert main(["duplicates", str(tmp_path / "shards"), str(tmp_path / "my lists")]) == 2
     assert "expected a new folder" in capfd.readouterr().err
 
 
 def test_a_data_set_without_hashes_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     put(tmp_path / "videos/walk/0.mp4", moving(0))
     assert shard(tmp_path / "videos", tmp_path / "shards", "curate=false", "validation_fraction=0") == 0
-    assert main(["duplicates", str(tmp_path / "shards"), str(tmp_path / "lists")]) == 3
+    assert main(["duplicates", str(tmp_path / "shards"), str(tmp_path / "my lists")]) == 3
     assert (
         "expected the column phash, got none; fix: make the data set with curate=true"
         in capfd.readouterr().err

@@ -108,6 +108,18 @@ def test_a_weight_too_small_for_the_mixture_is_refused(weights: dict[str, float]
         open_source(tiny)
 
 
+def test_a_folder_that_is_named_twice_is_an_error(synth_shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(synth_shards)
+    folder = str(synth_shards / "train")
+    for other in (folder, f"{folder}/", str(tmp_path / "link" / "train")):
+        with pytest.raises(
+            ValueError, match=r"data.concatenate: expected each folder once, got .* the same; fix"
+        ):
+            open_source([folder, other])
+    with pytest.raises(ValueError, match=r"data.mixture: expected each folder once"):
+        open_source({folder: 1, f"{folder}/": 2})
+
+
 def test_a_folder_without_a_data_set_is_an_error(weights: dict[str, float], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=str(tmp_path / "nothing")):
         open_source({**weights, str(tmp_path / "nothing"): 1})

@@ -125,6 +125,13 @@ def test_an_epoch_shows_all_matching_samples_by_weight_on_any_number_of_processe
     assert keys.total() == len(source) and set(keys) <= set(all_keys)
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_smallest_weights_are_sampled_in_proportion(tmp_path: Path) -> None:
+    index = label_index(tmp_path, labels=[0] * 4, extra={"w": [3e-320, 1e-320, 0.0, 0.0]})
+    sampling = SystematicSampling([index], "w")
+    assert Counter(sampling.locate(0, 0, slot)[1] for slot in range(4)) == {0: 3, 1: 1}
+
+
 def test_weights_apply_inside_each_set_of_a_mixture(sets: dict[str, ShardIndex]) -> None:
     mixture = Mixture({"a": sets["a"], "b": sets["b"]}, {"a": 1, "b": 1}, weight="weight")
     keys = [locate_sample(mixture, seed=2, position=place).key for place in range(2000)]
