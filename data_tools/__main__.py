@@ -137,7 +137,7 @@ PROGRAM = Program(
         Command(
             name="bench",
             help="measure how fast training reads a data set on this machine, step by step",
-            example="kinemae data bench shards/train clip.stride=2 data.views_per_video=4",
+            example="kinemae data bench shards/train clip.frames=32 data.views_per_video=4",
             run=lazy("kinemae.data_tools.benchmark", "run_bench"),
             positionals=(("shards", "a data set, such as shards/train"),),
             options=(_JSON,),

@@ -18,7 +18,7 @@ from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.stream.augment import NO_AUGMENTATION
 from kinemae.data_tools.stream.frame_sampling import check_stride
 from kinemae.data_tools.stream.loader import Annotate, EvaluationItem, TrainingClips
-from kinemae.data_tools.stream.mixture import Mixture, SeveralSets, open_source
+from kinemae.data_tools.stream.mixture import Mixture, SeveralSets, data_sets, open_source
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
 from kinemae.data_tools.stream.streamed_clips import StreamedClips
 from kinemae.data_tools.stream.tar_list import TarList, is_tars, open_tars
@@ -329,7 +329,7 @@ def _open_data(config: PretrainConfig, processes: Processes) -> ShardIndex | Sev
         check_shards=processes.is_first,
         outage_s=data.outage_s,
     )
-    for index in found.sets.values() if isinstance(found, SeveralSets) else [found]:
+    for index in data_sets(found):
         check_stride(index, config.clip)
     if data.where is not None and processes.is_first:
         log.info("data.where: %d samples match", len(found))

@@ -11,6 +11,7 @@ A sample with a time window (`Sample.window_s`) is sampled as if its video had o
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +21,7 @@ from kinemae.data_tools.config import require
 from kinemae.data_tools.index import Sample, ShardIndex
 
 _STRIDE = 4
+_ROWS = 1 << 20
 _MAX_DRIFT = 0.25  # in periods, over a whole clip; half a period would reach the next frame
 _MARGIN = 0.05  # in periods; milliseconds, the coarsest time stamps in use, are off by 0.03 at 60 fps
 
@@ -223,10 +225,13 @@ def _phase(sample: Sample) -> int:
 def frames_between(sample: Sample, clip: ClipConfig) -> float:
     """Stored frames per frame of the clip, rounded to an integer if that selects the same frames.
 
-    A clip with a stride takes each stored frame at most once, except for padding.
+    Raises:
+        ValueError: the stride is smaller than the distance of the stored frames.
     """
+    if is_too_small_a_stride(clip, sample.frame_step):
+        raise ValueError(_too_small_a_stride(f"sample {sample.key}", clip, sample.frame_step))
     if clip.fps is None:
-        step = max(clip.stride / sample.frame_step, 1.0)
+        step = clip.stride / sample.frame_step
         return int(step) if step.is_integer() else step
     step = sample.frames / sample.duration_s / clip.fps
     drift = abs(step - round(step)) * (clip.frames - 1)
@@ -244,15 +249,24 @@ def check_stride(index: ShardIndex, clip: ClipConfig) -> None:
     Raises:
         ValueError: the message names the smallest possible stride.
     """
-    if clip.stride >= _STRIDE:  # layouts store at least every fourth frame
-        return
-    every = int(index.column("frame_step").max())
+    parts = (index.column_range("frame_step", *part) for part in _parts(len(index)))
+    every = max((int(part.max()) for part in parts), default=1)
     if is_too_small_a_stride(clip, every):
-        raise ValueError(
-            f"clip.stride: expected at least {every}, because {index.folder} stores every {every}th frame of "
-            f"some videos (column frame_step), got {clip.stride}; fix: set clip.stride={every}, or shard "
-            f"the videos with layout.args.every={clip.stride}"
-        )
+        raise ValueError(_too_small_a_stride(str(index.folder), clip, every))
+
+
+def _parts(rows: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that bound the memory of a check."""
+    return ((begin, min(begin + _ROWS, rows)) for begin in range(0, rows, _ROWS))
+
+
+def _too_small_a_stride(where: str, clip: ClipConfig, every: int) -> str:
+    return (
+        f"clip.stride: expected at least {every}, because {where} has only one of {every} frames of some "
+        f"source videos (column frame_step), got {clip.stride}; fix: set clip.stride={every} or clip.fps, or "
+        f"shard the videos with layout.args.every={clip.stride} (h264) or layout.args.stride={clip.stride} "
+        "(clips)"
+    )
 
 
 def _last_start(sample: Sample, clip: ClipConfig) -> int:

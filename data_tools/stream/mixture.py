@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -214,6 +214,14 @@ class BalancedClasses:
 
 
 Source = ShardIndex | SeveralSets | BalancedClasses
+
+
+def data_sets(source: Source) -> Iterable[ShardIndex]:
+    """The data sets of a source; none of tars without an index."""
+    if isinstance(source, SeveralSets):
+        return source.sets.values()
+    index = source.index if isinstance(source, BalancedClasses) else source
+    return [index] if isinstance(index, ShardIndex) else []
 
 
 def locate_sample(

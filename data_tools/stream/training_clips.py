@@ -17,8 +17,8 @@ from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.batch import ClipBatch, SkippedClip
 from kinemae.data_tools.stream.colour import colour_augment
 from kinemae.data_tools.stream.container import BadVideo
-from kinemae.data_tools.stream.frame_sampling import ClipConfig, training_timestamps_s
-from kinemae.data_tools.stream.mixture import LocatedSample, Source, locate_sample
+from kinemae.data_tools.stream.frame_sampling import ClipConfig, check_stride, training_timestamps_s
+from kinemae.data_tools.stream.mixture import LocatedSample, Source, data_sets, locate_sample
 from kinemae.data_tools.stream.read_ahead import Request
 from kinemae.data_tools.stream.video_reader import (
     decode_sample,
@@ -60,7 +60,8 @@ class TrainingClips:
         videos_per_step: of all processes, on which some orders depend.
 
     Raises:
-        ValueError: invalid arguments, or an order that does not apply.
+        ValueError: invalid arguments, a stride below the distance of the stored frames, or an order that does
+            not apply.
     """
 
     def __init__(  # noqa: PLR0913 - all but the index by name
@@ -79,6 +80,8 @@ class TrainingClips:
     ):
         if views < 1:
             raise ValueError(f"data.views_per_video must be at least 1, got {views}")
+        for each in data_sets(index):
+            check_stride(each, clip)
         self.index = index
         self.clip = clip
         self.augment = augment
