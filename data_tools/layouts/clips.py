@@ -19,7 +19,7 @@ _X264 = "scenecut=0:cabac=0:no-deblock=1:weightp=0:mbtree=0"
 
 
 class Clips(Layout):
-    """Encodes runs of every `stride`-th frame, which training reads with clip.stride=1.
+    """Encodes runs of every `stride`-th frame, which training reads with clip.stride=`stride`.
 
     A video that is too short gives one clip of all its frames; frames after the last full clip are dropped.
 
@@ -72,6 +72,7 @@ class Clips(Layout):
                         extension="mp4",
                         info=info,
                         start_s=start_s,
+                        frame_step=video.every,
                         columns=stats.columns(),
                     )
                 else:  # the video has fewer frames than its container states

@@ -2,16 +2,22 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch
 import webdataset
 
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.sharding.plan import ShardConfig
+from kinemae.data_tools.stream.augment import NO_AUGMENTATION
 from kinemae.data_tools.stream.decode import probe
+from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.data_tools.stream.read_clip import read_clip
+from kinemae.data_tools.stream.training_clips import TrainingClips
 from tests.sharding import encoded, moving, shard, video_bytes, write_clip
 
 
@@ -43,7 +49,7 @@ def test_h264_is_the_default(films: Path, tmp_path: Path):
         "name": "h264",
         "args": {
             **{"every": None, "short_side": 256, "fps": None, "crf": 23},
-            **{"preset": "veryfast", "gop": 32, "b_frames": 1},
+            **{"encoder": "libx264", "preset": "veryfast", "gop": 32, "b_frames": 1},
         },
     }
 
@@ -153,6 +159,20 @@ def test_every_layout_works_in_the_command(
         sample = index.sample(number)
         info = probe(found[sample.key])
         assert (info.frames, info.width, info.codec) == (sample.frames, sample.width, codec)
+
+
+def test_an_encoder_of_pre_cut_clips_reads_originals_at_the_same_speed(films: Path, tmp_path: Path):
+    layout = "layout={name: clips, args: {frames: 8, stride: 6, clips: 1, crf: 10}}"
+    assert shard(films, tmp_path / "out", layout, "source.name=folder") == 0
+    index, clip = open_index(tmp_path / "out" / "train"), ClipConfig(frames=8, stride=6, size=64)
+    batch = TrainingClips(index, clip=clip, augment=NO_AUGMENTATION, seed=0).batch(range(1))
+    sample = index.sample(int(batch.sample_B[0]))
+    original = read_clip(films / sample.name, clip, start_s=sample.start_s + 3 / 25)  # of stride // 2
+    assert (sample.frame_step, sample.source_fps) == (6, pytest.approx(25))
+    assert batch.time_BT.diff().allclose(torch.tensor(6 / 25, dtype=torch.float64))
+    assert (batch.clip_BCTHW.float() - original.float()).abs().mean() < 2
+    with pytest.raises(ValueError, match="clip.stride: expected at least 6"):
+        TrainingClips(index, clip=replace(clip, stride=5), augment=NO_AUGMENTATION, seed=0)
 
 
 def test_random_splits_separate_neither_groups_nor_copies(
