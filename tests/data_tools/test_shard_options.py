@@ -49,7 +49,7 @@ def test_h264_is_the_default(films: Path, tmp_path: Path):
         "name": "h264",
         "args": {
             **{"every": None, "short_side": 256, "fps": None, "crf": 23},
-            **{"encoder": "libx264", "preset": "veryfast", "gop": 32, "b_frames": 1},
+            **{"encoder": "libx264", "preset": None, "gop": 32, "b_frames": 1},
         },
     }
 
