@@ -171,7 +171,7 @@ def test_an_encoder_of_pre_cut_clips_reads_originals_at_the_same_speed(films: Pa
     assert (sample.frame_step, sample.source_fps) == (6, pytest.approx(25))
     assert batch.time_BT.diff().allclose(torch.tensor(6 / 25, dtype=torch.float64))
     assert (batch.clip_BCTHW.float() - original.float()).abs().mean() < 2
-    with pytest.raises(ValueError, match="clip.stride: expected at least 6"):
+    with pytest.raises(ValueError, match=r"clip.stride: expected at least 6"):
         TrainingClips(index, clip=replace(clip, stride=5), augment=NO_AUGMENTATION, seed=0)
 
 
