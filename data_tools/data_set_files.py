@@ -28,6 +28,8 @@ from kinemae.data_tools.storage.location import Location, StorageError
 FORMAT = 3
 DATASET_NAME = "dataset.json"
 INDEX_NAME = "index.arrow"
+ABSENT = b""
+"""The base of a change that makes a new data set and replaces none."""
 _LOCK_NAME = "dataset.lock"
 _ROLES = ("index", "shards", "removed")
 _NAMES = re.compile(rf"({'|'.join(_ROLES)})(-[0-9a-f]+)?\.arrow")
@@ -76,7 +78,7 @@ class DataSetChange:
 
     Args:
         folder: where dataset.json is, or will be.
-        base: the dataset.json on which the change is based; None replaces any.
+        base: the dataset.json on which the change is based; `ABSENT`: there must be none; None replaces any.
     """
 
     def __init__(self, folder: Location, base: bytes | None = None):
@@ -97,7 +99,7 @@ class DataSetChange:
                 temporary = tempfile.TemporaryDirectory(prefix="kinemae-change-")
                 self._scratch = Path(self._stack.enter_context(temporary))
             self._current = _read(self.folder)
-            if self._base is not None and self._current != self._base:
+            if self._base is not None and (self._current or ABSENT) != self._base:
                 raise self._changed()
         except BaseException:
             self._stack.close()
@@ -190,6 +192,11 @@ class DataSetChange:
         return same.name if same and same.sha256 == sha256 else f"{role}-{sha256[:16]}.arrow"
 
     def _changed(self) -> DataError:
+        if self._base == ABSENT:
+            return DataError(
+                f"{self.folder}: expected a new folder, got a data set: another process made it; "
+                "fix: give another OUT"
+            )
         return DataError(
             f"{self.folder}: expected the data set that was opened, got another {DATASET_NAME}: another "
             "process changed it; fix: run the command again"

@@ -41,7 +41,13 @@ from kinemae.data_tools.index_schema import (
     with_frame_step,
 )
 from kinemae.data_tools.index_view import IndexView, check_windows
-from kinemae.data_tools.index_writer import REMOVED_COLUMNS, IndexWriter, write_index, write_removed
+from kinemae.data_tools.index_writer import (
+    REMOVED_COLUMNS,
+    IndexWriter,
+    origin,
+    write_index,
+    write_removed,
+)
 from kinemae.data_tools.manifest.videos import SPLITS
 from kinemae.data_tools.row_set import RowSet
 from kinemae.data_tools.storage.cache import Cache, LocalIndex, fetch_index, named_files
@@ -51,8 +57,8 @@ from kinemae.data_tools.storage.retries import retry_during_outage
 __all__ = [
     "COLUMNS", "DATASET_NAME", "DESCRIPTION_FORMAT", "DESCRIPTION_KEY", "EXTRA_TYPES", "FORMAT", "INDEX_NAME",
     "NO_LABEL", "REJECTED_NAME", "IndexFiles", "IndexWriter", "Sample", "Shard", "ShardIndex", "ShardTable",
-    "VideoInfo", "index_of_table", "load_index", "open_data_sets", "open_index", "write_index",
-    "write_removed",
+    "VideoInfo", "index_of_table", "load_index", "open_data_sets", "open_index", "origin",
+    "write_index", "write_removed",
 ]  # fmt: skip
 
 _OLD_FORMAT = 2  # the shards are in dataset.json

@@ -15,6 +15,7 @@ from kinemae.data_tools.storage.location import Location, location
 
 # The text of one chunk must stay below 2 GiB.
 _ROWS_PER_CHUNK = 65_536
+_IDENTIFYING = ("added", "of")
 REMOVED_COLUMNS = pa.schema([("row", pa.int64())])
 
 
@@ -30,7 +31,8 @@ class IndexWriter:
         classes: names of the classes of `label`, in order.
         made_by: command and config.
         extra: types of additional columns by name, see `EXTRA_TYPES`.
-        base: `ShardIndex.state` of the state that is changed; None for a new data set, which replaces any.
+        base: `ShardIndex.state` of the state that is changed; `ABSENT` for a new data set that replaces none;
+            None for one that replaces any.
 
     Raises:
         DataError: another process writes to the folder, or has changed the data set since it was opened.
@@ -140,6 +142,11 @@ class IndexWriter:
         self._change.commit(self._content, shards.digests)
 
 
+def origin(made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """`made_by` without the fields that identify the samples, which a change of the samples makes untrue."""
+    return {name: value for name, value in made_by.items() if name not in _IDENTIFYING}
+
+
 def write_index(
     folder: Path | Location,
     samples: Sequence[Sample],
@@ -173,7 +180,7 @@ def write_removed(folder: Location, state: bytes, rows: np.ndarray, shards: Shar
         if "shards" not in change.files:  # format 2
             _add_table(change, "shards", shards.table)
         _add_removed(change, rows)
-        content = {"classes": described["classes"], "made_by": described.get("made_by", {})}
+        content = {"classes": described["classes"], "made_by": origin(described.get("made_by", {}))}
         change.commit(content, shards.digests)
 
 

@@ -11,7 +11,7 @@ from kinemae.data_tools.command import log
 from kinemae.data_tools.config import load_config, require
 from kinemae.data_tools.editing.rows import replaced
 from kinemae.data_tools.editing.tar_files import TarWriter, open_tar
-from kinemae.data_tools.index import IndexWriter, Shard, ShardIndex, ShardTable, open_data_sets
+from kinemae.data_tools.index import IndexWriter, Shard, ShardIndex, ShardTable, open_data_sets, origin
 from kinemae.data_tools.storage.location import location
 
 
@@ -62,7 +62,7 @@ def compact(index: ShardIndex, *, delete: bool = False) -> None:
     if not len(index.removed_R):
         log.info("%s: no sample was removed", index.folder)
         return
-    made_by = {**index.made_by, "command": "data_tools compact"}
+    made_by = {**origin(index.made_by), "command": "data_tools compact"}
     types = index.extra_types
     with IndexWriter(
         index.folder, classes=index.classes, made_by=made_by, extra=types, base=index.state

@@ -15,7 +15,9 @@ import pyarrow as pa
 
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import load_config, require
+from kinemae.data_tools.data_set_files import ABSENT
 from kinemae.data_tools.editing.arguments import folders_and_overrides
+from kinemae.data_tools.editing.output import is_complete
 from kinemae.data_tools.editing.rows import replaced
 from kinemae.data_tools.editing.sets import (
     Splits,
@@ -27,7 +29,7 @@ from kinemae.data_tools.editing.sets import (
     with_siblings,
 )
 from kinemae.data_tools.editing.shard_names import copy_shard, reference_to
-from kinemae.data_tools.index import DATASET_NAME, IndexWriter, ShardIndex, ShardTable, open_index
+from kinemae.data_tools.index import IndexWriter, ShardIndex, ShardTable, origin
 from kinemae.data_tools.storage.location import Location
 
 _COPIES_AT_ONCE = 8
@@ -71,7 +73,7 @@ def run_add(arguments: argparse.Namespace) -> None:
     check_leaks(with_siblings(together, target), config.leaks)
     for split, indexes in new.items():
         if split not in base:
-            _merge_split(indexes, target / split, config, "merge")
+            merge({split: indexes}, target, config)
             continue
         [index] = base[split]
         known = index.made_by.get("added", [])
@@ -90,28 +92,15 @@ def merge(splits: Splits, out: Location, config: MergeConfig) -> None:
     """
     check_leaks(with_siblings(splits, out), config.leaks)
     folders = {split: out / split if split else out for split in splits}
-    done = [split for split, folder in folders.items() if _is_done(splits[split], folder)]
-    for split, indexes in splits.items():
-        if split in done:
-            log.info("%s: complete already", folders[split])
-        else:
-            _merge_split(indexes, folders[split], config, "merge")
+    made_by = {split: _made_by("merge", indexes, config) for split, indexes in splits.items()}
+    missing = [split for split in splits if not is_complete(folders[split], made_by[split])]
+    for split in missing:
+        _merge_split(splits[split], folders[split], config, "merge")
 
 
-def _is_done(indexes: Sequence[ShardIndex], folder: Location) -> bool:
-    """Whether the folder holds the result already.
-
-    Raises:
-        DataError: it holds another data set.
-    """
-    if not (folder / DATASET_NAME).exists():
-        return False
-    made_by = open_index(folder, check_shards=False).made_by
-    if made_by.get("added") == [index.identity for index in indexes]:
-        return True
-    raise DataError(
-        f"{folder}: expected a new folder, got a data set; fix: give another OUT, or use `kinemae data add`"
-    )
+def _made_by(command: str, indexes: Sequence[ShardIndex], config: MergeConfig) -> dict[str, Any]:
+    added = [index.identity for index in indexes]
+    return {"command": f"data_tools {command}", "merge": asdict(config), "added": added}
 
 
 def _merge_split(
@@ -136,13 +125,9 @@ def _merge_split(
         )
     if count:
         log.warning("%s: %d samples have the key of an earlier one and are left out", folder, count)
-    added = [*([] if base is None else base.made_by.get("added", [])), *(each.identity for each in indexes)]
-    made_by = {
-        **common_origin(together),
-        "command": f"data_tools {command}",
-        "merge": asdict(config),
-        "added": added,
-    }
+    made_by = common_origin(together) | _made_by(command, indexes, config)
+    if base is not None:
+        made_by["added"] = [*base.made_by.get("added", []), *made_by["added"]]
     merge_indexes(
         together,
         folder,
@@ -172,7 +157,7 @@ def merge_indexes(  # noqa: PLR0913 - all but two by name
         copies: copy the shards to `folder` first; those of `base` are there.
         base: the present state of `folder`, the first of `indexes`; None for a new data set.
     """
-    state = None if base is None else base.state
+    state = ABSENT if base is None else base.state
     writer = IndexWriter(folder, classes=classes, made_by=made_by, extra=joined_columns(indexes), base=state)
     with writer:
         begin, gone = 0, []
@@ -196,7 +181,7 @@ def merge_indexes(  # noqa: PLR0913 - all but two by name
 
 def common_origin(indexes: Sequence[ShardIndex]) -> dict[str, Any]:
     """The fields of `made_by` that several data sets share, such as the config with the layout."""
-    first = indexes[0].made_by
+    first = origin(indexes[0].made_by)
     return {key: first[key] for key in first if all(each.made_by.get(key) == first[key] for each in indexes)}
 
 

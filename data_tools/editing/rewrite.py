@@ -1,30 +1,33 @@
 """`kinemae data subset` and `reshard`: write a new data set from some or all samples of another one."""
 
 import argparse
+import hashlib
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import load_config, require
+from kinemae.data_tools.data_set_files import ABSENT
+from kinemae.data_tools.editing.output import is_complete, remove_refused
 from kinemae.data_tools.editing.rows import replaced
 from kinemae.data_tools.editing.selection import SelectionConfig, choose
 from kinemae.data_tools.editing.shard_names import reference_to
 from kinemae.data_tools.editing.tar_files import TarFile, TarWriter, open_tar
 from kinemae.data_tools.index import (
-    DATASET_NAME,
     IndexWriter,
     Shard,
     ShardIndex,
     ShardTable,
     open_data_sets,
+    origin,
 )
 from kinemae.data_tools.storage.location import Location, location
 
-_FIRST_NAME = "shard-{number:06d}.tar"
+_NAME = "shard-{number:06d}~{{digest}}.tar"  # equal names have equal bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,41 +69,51 @@ def run_subset(arguments: argparse.Namespace) -> None:
     if not config.is_set:
         raise ValueError("where: expected a condition, or keys=FILE, got none; fix: give where='CONDITION'")
     sets = open_data_sets(location(arguments.shards))
+    tasks = []
     for name, chosen_R in choose(sets, config).items():
         whole = sets[name].with_removed()
         removed = int(chosen_R[sets[name].removed_R].sum())
         if removed:
             log.warning("%s: %d of the chosen samples were removed and are left out", whole.folder, removed)
         chosen_R[sets[name].removed_R] = False
-        folder = _new_folder(location(arguments.out), name)
+        folder = _folder(arguments, name)
         if not chosen_R.any():
             log.warning("%s: no sample is chosen, so %s is not written", whole.folder, folder)
             continue
-        made_by = {**whole.made_by, "command": "data_tools subset", "subset": asdict(config)}
+        choice = hashlib.sha256(chosen_R.tobytes()).hexdigest()[:16]
+        made_by = _made_by("subset", config, f"{sets[name].identity}-{choice}")
+        if not is_complete(folder, made_by):
+            tasks.append((whole.filter(chosen_R), folder, made_by))
+    for index, folder, made_by in tasks:
         if config.videos == "copy":
-            write_shards(whole.filter(chosen_R), folder, config, made_by)
+            write_shards(index, folder, config, made_by)
         else:
-            _write_references(whole.filter(chosen_R), folder, made_by)
+            _write_references(index, folder, made_by)
 
 
 def run_reshard(arguments: argparse.Namespace) -> None:
     """Write a data set with shards of another size, split by split; removed samples are left out."""
     config = load_config(ReshardConfig, None, arguments.overrides)
+    tasks = []
     for name, index in open_data_sets(location(arguments.shards)).items():
-        made_by = {**index.made_by, "command": "data_tools reshard", "reshard": asdict(config)}
-        folder = _new_folder(location(arguments.out), name)
+        folder, made_by = _folder(arguments, name), _made_by("reshard", config, index.identity)
+        if not is_complete(folder, made_by):
+            tasks.append((index, folder, made_by))
+    for index, folder, made_by in tasks:
         write_shards(index, folder, config, made_by)
 
 
-def _new_folder(out: Location, split: str) -> Location:
-    """The folder of a split in OUT, which must not hold a data set."""
-    folder = out / split if split else out
-    if (folder / DATASET_NAME).exists():
-        raise DataError(f"{folder}: expected a new folder, got a data set; fix: give another OUT")
-    return folder
+def _folder(arguments: argparse.Namespace, split: str) -> Location:
+    out = location(arguments.out)
+    return out / split if split else out
 
 
-def _write_references(index: ShardIndex, folder: Location, made_by: dict[str, object]) -> None:
+def _made_by(command: str, config: ReshardConfig, samples: str) -> dict[str, Any]:
+    """The fields of `made_by` that identify the result."""
+    return {"command": f"data_tools {command}", command: asdict(config), "of": samples}
+
+
+def _write_references(index: ShardIndex, folder: Location, made_by: dict[str, Any]) -> None:
     """Write an index over the present samples; the tars stay."""
     counts = np.zeros(len(index.shards), dtype=np.int64)
     for batch in index.batches(["shard"]):
@@ -108,7 +121,7 @@ def _write_references(index: ShardIndex, folder: Location, made_by: dict[str, ob
     used = np.flatnonzero(counts)
     new_number = np.full(len(counts), -1, dtype=np.int32)
     new_number[used] = np.arange(len(used))
-    with IndexWriter(folder, classes=index.classes, made_by=made_by, extra=index.extra_types) as writer:
+    with _writer(index, folder, made_by) as writer:
         for batch in index.batches():
             writer.add_batch(replaced(batch, shard=new_number[batch.column("shard").to_numpy()]))
         table = index.shards.table.take(pa.array(used))
@@ -119,16 +132,30 @@ def _write_references(index: ShardIndex, folder: Location, made_by: dict[str, ob
     log.info("%s: %d samples in %d shards, which stay in place", folder, len(index), len(used))
 
 
-def write_shards(
-    index: ShardIndex, folder: Location, limits: ReshardConfig, made_by: dict[str, object]
-) -> None:
+def _writer(index: ShardIndex, folder: Location, made_by: dict[str, Any]) -> IndexWriter:
+    return IndexWriter(
+        folder,
+        classes=index.classes,
+        made_by=origin(index.made_by) | made_by,
+        extra=index.extra_types,
+        base=ABSENT,
+    )
+
+
+def write_shards(index: ShardIndex, folder: Location, limits: ReshardConfig, made_by: dict[str, Any]) -> None:
     """Copy the present samples, with all their members, to new tars in a new folder."""
+    target = _Shards(folder, limits)
+    try:
+        _copy_samples(index, target, _writer(index, folder, made_by))
+    except DataError:
+        remove_refused(folder, [shard.name for shard in target.shards])
+        raise
+    log.info("%s: %d samples in %d shards", folder, len(index), len(target.shards))
+
+
+def _copy_samples(index: ShardIndex, target: "_Shards", writer: IndexWriter) -> None:
     source = _Source(index)
-    with (
-        IndexWriter(folder, classes=index.classes, made_by=made_by, extra=index.extra_types) as writer,
-        source,
-    ):
-        target = _Shards(folder, limits)
+    with writer, source:
         try:
             for batch in index.batches():
                 columns = (batch.column(name).to_pylist() for name in ("shard", "offset", "label"))
@@ -140,7 +167,6 @@ def write_shards(
         finally:
             target.discard()
         writer.add_shards(target.shards)
-    log.info("%s: %d samples in %d shards", folder, len(index), len(target.shards))
 
 
 class _Source:
@@ -192,9 +218,9 @@ class _Shards:
     def finish(self) -> None:
         """Close the current tar."""
         if self._writer is not None:
-            name = _FIRST_NAME.format(number=len(self.shards))
+            name = _NAME.format(number=len(self.shards))
             self.shards.append(self._writer.finish(name, self._samples))
-            log.info("%s: %s is written", self._folder, name)
+            log.info("%s: %s is written", self._folder, self.shards[-1].name)
             self._writer, self._samples, self._bytes = None, 0, 0
 
     def discard(self) -> None:

@@ -45,6 +45,10 @@ def keys_of(index: ShardIndex) -> list[str]:
     return index.column("key").tolist()
 
 
+def tars(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.tar"))
+
+
 def faults(folder: Path) -> list[str]:
     return [str(fault) for fault in verify({"": open_index(folder)}, full=False, workers=1)]
 
@@ -64,8 +68,9 @@ def test_shards_of_another_size_hold_the_same_samples_and_equal_limits_give_equa
     assert len(resharded.shards) == 4 and faults(whole) == []
     assert video_bytes(resharded) == video_bytes(original) and rows_of(resharded) == rows_of(original)
     run("reshard", whole, tmp_path / "again", "samples_per_shard=16")
-    for name in ("shard-000000.tar", "shard-000001.tar"):
-        assert contents(tmp_path / "again")[name] == contents(synth_shards / "train")[name]
+    assert [tar.read_bytes() for tar in tars(tmp_path / "again")] == [
+        tar.read_bytes() for tar in tars(synth_shards / "train")
+    ]
     assert "expected a new folder" in run("reshard", whole, tmp_path / "again", code=EXIT_DATA)
 
 
@@ -80,7 +85,7 @@ def test_every_member_of_a_sample_moves_with_it(tmp_path: Path, synth_shards: Pa
                 tar.addfile(info, io.BytesIO(data))
     run("index", tmp_path / "tars", "workers=1")
     run("reshard", tmp_path / "tars", tmp_path / "out", "samples_per_shard=2")
-    with tarfile.open(tmp_path / "out" / "shard-000001.tar") as tar:
+    with tarfile.open(tars(tmp_path / "out")[1]) as tar:
         names = tar.getnames()
         assert [tar.extractfile(name).read() for name in names[::2]] == [b"caption 2", b"caption 3"]  # type: ignore[union-attr]
     assert names == ["d/2.txt", "d/2.mp4", "d/3.txt", "d/3.mp4"]
@@ -130,9 +135,9 @@ def test_compact_deletes_the_bytes_of_removed_samples_and_old_tars_with_the_next
     (tmp_path / "more.txt").write_text(all_keys[0])
     run("remove", whole, tmp_path / "more.txt")
     run("compact", whole, "previous=delete")
-    tars = {name: content for name, content in contents(whole).items() if name.endswith(".tar")}
-    assert set(tars) == {shard.name for shard in open_index(whole).shards}
-    assert not any(videos[key] in content for key in (*gone, all_keys[0]) for content in tars.values())
+    left_tars = {tar.name: tar.read_bytes() for tar in tars(whole)}
+    assert set(left_tars) == {shard.name for shard in open_index(whole).shards}
+    assert not any(videos[key] in content for key in (*gone, all_keys[0]) for content in left_tars.values())
     assert faults(whole) == []
     assert "no sample was removed" in run("compact", whole)
 
@@ -257,7 +262,7 @@ def test_a_subset_holds_the_chosen_samples(whole: Path, tmp_path: Path, run: Run
         key: video for key, video in video_bytes(index).items() if key in chosen[1:]
     }
     assert rows_of(part).items() <= rows_of(index).items() and faults(tmp_path / "part") == []
-    assert (tmp_path / "part" / "shard-000000.tar").exists() == (videos == "copy")
+    assert len(tars(tmp_path / "part")) == (videos == "copy")
 
 
 @pytest.mark.parametrize(
