@@ -203,6 +203,13 @@ class DataSetChange:
         )
 
 
+def delete_previous(folder: Location) -> None:
+    """Delete the files of the state before the present one; readers of that state fail."""
+    with DataSetChange(folder):
+        for name in sorted(_known_files(_read(folder))[1]):
+            (folder / name).remove()
+
+
 def _known_files(current: bytes | None) -> tuple[dict[str, DataFile], set[str]]:
     """The files of a state by role, and the names of those of the state before."""
     try:

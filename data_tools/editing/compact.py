@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from kinemae.data_tools.command import log
 from kinemae.data_tools.config import load_config, require
+from kinemae.data_tools.data_set_files import delete_previous
 from kinemae.data_tools.editing.rows import replaced
 from kinemae.data_tools.editing.tar_files import TarWriter, open_tar
 from kinemae.data_tools.index import IndexWriter, Shard, ShardIndex, ShardTable, open_data_sets, origin
@@ -21,7 +22,7 @@ class CompactConfig:
 
     Attributes:
         previous: the tars that are replaced: "keep" leaves them to the next change of the data set, so that
-            running readers can end; "delete" deletes them now.
+            running readers can end; "delete" deletes them now, with the old index.
     """
 
     previous: Literal["keep", "delete"] = "keep"
@@ -54,13 +55,15 @@ def compact(index: ShardIndex, *, delete: bool = False) -> None:
     """Write the shards with removed samples again.
 
     Args:
-        delete: delete the old tars at once.
+        delete: delete the old tars and the old index at once.
 
     Raises:
         DataError: another process changes the data set.
     """
     if not len(index.removed_R):
         log.info("%s: no sample was removed", index.folder)
+        if delete:
+            delete_previous(index.folder)
         return
     made_by = {**origin(index.made_by), "command": "data_tools compact"}
     types = index.extra_types
@@ -74,8 +77,8 @@ def compact(index: ShardIndex, *, delete: bool = False) -> None:
         used = {name for number, name in others if number not in new}  # two entries may name one tar
         inside = sorted({name for name in names if "/" not in name} - used)
         writer.replace_shards(inside)
-    for name in inside if delete else ():
-        (index.folder / name).remove()
+    if delete:
+        delete_previous(index.folder)
     _log_result(index, len(set(names) - set(inside)), len(inside), delete=delete)
 
 
@@ -91,28 +94,45 @@ def _write_shards(index: ShardIndex) -> dict[int, _NewShard | None]:
     new: dict[int, _NewShard | None] = {}
     for done, number in enumerate(affected):
         here = order[begins[done] : ends[done]]
-        kept = np.unique(offset_R[here[~is_removed_R[here]]])
-        gone = np.setdiff1d(offset_R[here[is_removed_R[here]]], kept)
-        new[number] = _without(index, number, kept, gone) if len(kept) else None
+        kept, gone = here[~is_removed_R[here]], here[is_removed_R[here]]
+        new[number] = _without(whole, number, offset_R, kept, gone) if len(kept) else None
         log.info(
             "%s: %d of %d shards with removed samples are written", index.folder, done + 1, len(affected)
         )
     return new
 
 
-def _without(index: ShardIndex, number: int, kept: np.ndarray, gone: np.ndarray) -> _NewShard:
-    """Copy a shard without some samples; other members stay."""
-    old = index.shards[number]
-    writer = TarWriter(index.folder)
+def _without(
+    whole: ShardIndex, number: int, offset_R: np.ndarray, kept: np.ndarray, gone: np.ndarray
+) -> _NewShard:
+    """Copy a shard without some samples; other members stay.
+
+    Args:
+        whole: the index with its removed rows.
+        offset_R: offsets of all rows.
+        kept, gone: rows of the samples of this shard.
+    """
+    old = whole.shards[number]
+    shared = kept[np.isin(offset_R[kept], offset_R[gone])]  # hard links, or samples that were added again
+    writer = TarWriter(whole.folder)
     try:
-        with open_tar(index.folder / old.name) as tar:
-            unwanted = {member for offset in gone.tolist() for member in tar.sample(offset)}
+        with open_tar(whole.folder / old.name) as tar:
+            unwanted, needed = (
+                {
+                    member
+                    for row in rows.tolist()
+                    for member in tar.sample(int(offset_R[row]), whole.value("key", row))
+                }
+                for rows in (gone, shared)
+            )
+            unwanted -= needed
             new_of = writer.add(tar, [member for member in tar.members if member not in unwanted])
         stem = old.name.rpartition("/")[2].removesuffix(".tar").partition("~")[0]
         shard = writer.finish(f"{_escaped(stem)}~{{digest}}.tar", len(kept))
     finally:
         writer.discard()
-    return _NewShard(shard=shard, old_O=kept, new_O=np.array([new_of[offset] for offset in kept.tolist()]))
+    old_O = np.unique(offset_R[kept])
+    return _NewShard(shard=shard, old_O=old_O, new_O=np.array([new_of[offset] for offset in old_O.tolist()]))
 
 
 def _write_rows(writer: IndexWriter, index: ShardIndex, new: dict[int, _NewShard | None]) -> None:

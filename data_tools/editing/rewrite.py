@@ -158,9 +158,9 @@ def _copy_samples(index: ShardIndex, target: "_Shards", writer: IndexWriter) -> 
     with writer, source:
         try:
             for batch in index.batches():
-                columns = (batch.column(name).to_pylist() for name in ("shard", "offset", "label"))
+                columns = (batch.column(name).to_pylist() for name in ("shard", "offset", "key", "label"))
                 rows = zip(*columns, strict=True)
-                places = [target.add(source.tar(shard), offset, label) for shard, offset, label in rows]
+                places = [target.add(source.tar(shard), *row) for shard, *row in rows]
                 shard_R, offset_R = np.array(places, dtype=np.int64).reshape(-1, 2).T
                 writer.add_batch(replaced(batch, shard=shard_R, offset=offset_R))
             target.finish()
@@ -202,9 +202,9 @@ class _Shards:
         self._writer: TarWriter | None = None
         self._samples = self._bytes = 0
 
-    def add(self, tar: TarFile, offset: int, label: int) -> tuple[int, int]:
+    def add(self, tar: TarFile, offset: int, key: str, label: int) -> tuple[int, int]:
         """Copy a sample; return the number of its shard and the offset of its video."""
-        members = tar.sample(offset)
+        members = tar.sample(offset, key)
         size = sum(member.length for member in members)
         limit = self._limits.megabytes_per_shard * 1_000_000
         if self._samples == self._limits.samples_per_shard or (self._samples and self._bytes + size > limit):

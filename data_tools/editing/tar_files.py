@@ -30,24 +30,32 @@ class TarFile:
     def __init__(self, file: IO[bytes], name: str):
         self.file, self.name = file, name
         self.members = read_members(file, name)
-        self._keys = {member.offset: split_key(member.name)[0] for member in self.members if not member.link}
+        self._keys: dict[int, list[str]] = {}  # several for hard links
+        for member in self.members:
+            if not member.link:
+                self._keys.setdefault(member.offset, []).append(split_key(member.name)[0])
         self._by_key: dict[str, list[TarMember]] = {}
         for member in self.members:
             self._by_key.setdefault(split_key(member.name)[0], []).append(member)
 
-    def sample(self, offset: int) -> list[TarMember]:
+    def sample(self, offset: int, key: str) -> list[TarMember]:
         """The members of the sample whose video begins at an offset.
+
+        Args:
+            key: its key in the index, which may begin with the name of the tar; it distinguishes the samples
+                of hard links.
 
         Raises:
             DataError: there is no such video.
         """
-        key = self._keys.get(offset)
-        if not key:
+        keys = [known for known in self._keys.get(offset, []) if known]
+        if not keys:
             raise DataError(
                 f"{self.name}: expected a video at byte {offset}, as the index states, got none; fix: repair "
                 "the tar, which `kinemae data verify` checks"
             )
-        return self._by_key[key]
+        own = [known for known in keys if f"/{key}".endswith(f"/{known}")]
+        return self._by_key[max(own, key=len, default=keys[-1])]
 
     def relabelled(self, members: Sequence[TarMember], label: int) -> dict[str, bytes]:
         """The KEY.json of a sample with another class number, by name; empty if it has this one."""

@@ -139,7 +139,12 @@ def test_compact_deletes_the_bytes_of_removed_samples_and_old_tars_with_the_next
     assert set(left_tars) == {shard.name for shard in open_index(whole).shards}
     assert not any(videos[key] in content for key in (*gone, all_keys[0]) for content in left_tars.values())
     assert faults(whole) == []
+    assert not any(all_keys[0].encode() in content for content in contents(whole).values())
     assert "no sample was removed" in run("compact", whole)
+    run("remove", whole, f"where=key == '{all_keys[1]}'")
+    run("compact", whole)
+    run("compact", whole, "previous=delete")  # those that the first one kept
+    assert not any(all_keys[1].encode() in content for content in contents(whole).values())
 
 
 @pytest.mark.parametrize("videos", ["reference", "copy"])
@@ -163,6 +168,42 @@ def test_added_samples_follow_the_present_ones_whose_removed_rows_stay_removed(
     assert keys_of(open_index(whole)) == keys_of(after) and faults(whole) == []
     copied = [name for name in contents(whole) if name.endswith(".tar")]
     assert len(copied) == (6 if videos == "copy" else 4)
+
+
+@pytest.mark.parametrize("gone, left", [("a", "bc"), ("b", "ac"), ("ab", "c")])
+def test_hard_links_keep_no_member_of_a_removed_sample(
+    synth_shards: Path, tmp_path: Path, run: Run, gone: str, left: str
+) -> None:
+    first, second, *_ = video_bytes(open_index(synth_shards / "train")).values()
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    with tarfile.open(folder / "x.tar", "w") as tar:
+        for name, data in (
+            ("a.mp4", first),
+            ("a.txt", b"a"),
+            ("b.mp4", b""),
+            ("b.txt", b"b"),
+            ("c.mp4", second),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            if not data:
+                info.type, info.linkname = tarfile.LNKTYPE, "a.mp4"
+            tar.addfile(info, io.BytesIO(data))
+    run("index", folder, "workers=1")
+    before = video_bytes(open_index(folder))
+    run("reshard", folder, tmp_path / "out")
+    assert video_bytes(open_index(tmp_path / "out")) == before
+    with tarfile.open(next((tmp_path / "out").glob("*.tar"))) as tar:
+        assert tar.getnames() == ["a.mp4", "a.txt", "b.mp4", "b.txt", "c.mp4"]
+    run("remove", folder, f"where=key in {list(gone)}")
+    run("compact", folder, "previous=delete")
+    [path] = folder.glob("*.tar")
+    with tarfile.open(path) as tar:
+        names = tar.getnames()
+    assert names == [name for name in ("a.mp4", "a.txt", "b.mp4", "b.txt", "c.mp4") if name[0] in left]
+    assert video_bytes(open_index(folder)) == {key: before[key] for key in left}
+    assert (first in path.read_bytes()) == (left != "c")
 
 
 def test_compact_keeps_a_tar_that_restored_samples_use(whole: Path, tmp_path: Path, run: Run) -> None:
