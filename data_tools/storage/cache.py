@@ -190,9 +190,11 @@ class CacheEntry:
         """Read a range of a block that begins at `begin`; empty if the block is not stored."""
         try:
             block = Descriptor(str(self._block_path(begin)), os.O_RDONLY)
-        except FileNotFoundError:
+            return read_at(block.number, offset - begin, length)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                _warn_once(str(self.cache.folder), str(error))
             return b""
-        return read_at(block.number, offset - begin, length)
 
     def write_block(self, begin: int, content: bytes, *, window_bytes: int) -> None:
         """Store a block: permanently if there is space, else in place of the oldest other block."""
@@ -218,14 +220,21 @@ class CacheEntry:
 
     @contextmanager
     def downloading(self, begin: int) -> Iterator[None]:
-        """Hold the lock of a block, so that one process downloads it and the others wait."""
-        number = zlib.crc32(f"{self.shard}/{begin}".encode()) % _LOCKS
-        lock = Descriptor(str(self.cache.folder / "locks" / f"{number:03d}"), os.O_RDWR | os.O_CREAT, 0o664)
-        flock(lock.number, fcntl.LOCK_EX)  # the kernel releases it when the process is killed
+        """Hold the lock of a block, so that one process downloads it and the others wait.
+
+        Without a usable lock file, each process downloads the block.
+        """
+        name, lock = f"{zlib.crc32(f'{self.shard}/{begin}'.encode()) % _LOCKS:03d}", None
+        try:
+            lock = _lock_file(self.cache.folder / "locks" / name)
+            flock(lock.number, fcntl.LOCK_EX)  # the kernel releases it when the process is killed
+        except OSError as error:
+            _warn_once(str(self.cache.folder), str(error))
         try:
             yield
         finally:
-            flock(lock.number, fcntl.LOCK_UN)
+            if lock is not None:
+                flock(lock.number, fcntl.LOCK_UN)
 
     def _open(self) -> "_Entry":
         _mark_active(str(self._path.parent), os.getpid())
@@ -280,14 +289,22 @@ def _entry(path: str, _process: int) -> _Entry:
 def _mark_active(folder: str, _process: int) -> Descriptor:
     """Create the folder of a data set and hold a shared lock while this process uses it."""
     os.makedirs(folder, exist_ok=True)
-    lock = Descriptor(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT, 0o664)
+    lock = _lock_file(Path(folder) / "lock")
     flock(lock.number, fcntl.LOCK_SH)
     return lock
 
 
+def _lock_file(path: Path) -> Descriptor:
+    """Open a file to lock; one of another user only for reading, which a lock of a local file permits."""
+    try:
+        return Descriptor(str(path), os.O_RDWR | os.O_CREAT, 0o664)
+    except PermissionError:
+        return Descriptor(str(path), os.O_RDONLY)
+
+
 def _is_active(folder: Path) -> bool:
     """Check whether a process uses a data set; True on a file system without locks."""
-    lock = Descriptor(str(folder / "lock"), os.O_RDWR | os.O_CREAT, 0o664)
+    lock = _lock_file(folder / "lock")
     try:
         return not flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,5 +1,6 @@
 """The cache of samples: size limit, concurrent and killed processes."""
 
+import fcntl
 import multiprocessing
 import os
 import random
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kinemae.data_tools.command import log
+from kinemae.data_tools.files import flock
 from kinemae.data_tools.storage import cache as cache_module
 from kinemae.data_tools.storage.cache import Cache, CacheEntry
 
@@ -142,6 +144,24 @@ def test_a_failing_disk_gives_one_warning_and_reads_continue(
     assert ["does not work" in message and "read without it" in message for message in messages.values()] == [
         True
     ]
+
+
+def test_files_of_other_users_can_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, open_file = tmp_path / "lock", os.open
+
+    def open_as_other_user(name: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied", name)
+        return open_file(name, flags, mode)
+
+    first = cache_module._lock_file(path)
+    monkeypatch.setattr(os, "open", open_as_other_user)
+    second = cache_module._lock_file(path)
+    flock(first.number, fcntl.LOCK_EX)
+    with pytest.raises(BlockingIOError):
+        flock(second.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    flock(first.number, fcntl.LOCK_UN)
+    assert flock(second.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def use(

@@ -1,5 +1,6 @@
 """Block order of a remote data set with a cache: a block is one request, and the batches are the same."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,15 @@ def test_a_cache_that_is_too_small_for_the_data_still_reads_blocks_once(
         server.requests.clear()
         assert_same(epoch(index, number), epoch(here, number))
         assert len(server.ranges()) <= 1.3 * len(block_ranges(here)) + 2
+
+
+@pytest.mark.parametrize("name", ["locks", "blocks", "sets"])
+def test_a_damaged_cache_makes_no_sample_bad(shards: Path, server: FaultyServer, tmp_path: Path, name: str):
+    index = remote(server, tmp_path, 10**8)
+    folder = tmp_path / "cache" / name
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+    assert_same(epoch(index, 0), epoch(open_index(shards), 0))
 
 
 def test_without_a_cache_each_sample_is_one_request(shards: Path, server: FaultyServer):
