@@ -25,7 +25,7 @@ from kinemae.data_tools.stream.worker import picklable
 from kinemae.data_tools.stream.worker_setup import block_stop_signals, exit_with_parent, main_module_hidden
 
 _RETRIES = 5  # of a task whose node or worker died
-_TASK_S = 5.0  # duration of a task; more jobs are lost with a node if it is longer
+_TASK_S = 5.0  # duration of a task; a longer task loses more jobs when its node dies
 _MAX_JOBS = 64  # per task
 _LOG_EVERY_S = 60.0
 _HELP = "`ray start --head` on one machine, `ray start --address=HEAD:6379` on the others, or RAY_ADDRESS"

@@ -40,7 +40,7 @@ _CLIPS = """\
 ```python
 import kinemae
 
-clips = kinemae.clips("{folder}", frames=16, stride=2, size=224, batch=8)
+clips = kinemae.clips("{folder}", frames=16, size=224, batch_size=8)
 ```
 
 """

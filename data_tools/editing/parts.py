@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.editing.arguments import folders_and_overrides
@@ -17,7 +19,7 @@ from kinemae.data_tools.editing.merge import MergeConfig, merge
 from kinemae.data_tools.editing.sets import open_sources
 from kinemae.data_tools.files import to_json_text, to_jsonl
 from kinemae.data_tools.index import DATASET_NAME, REJECTED_NAME, ShardIndex, open_index
-from kinemae.data_tools.manifest.class_map import CLASSES_NAME
+from kinemae.data_tools.manifest.class_map import CLASSES_NAME, warn_of_absent_classes
 from kinemae.data_tools.manifest.videos import SPLITS
 from kinemae.data_tools.sharding.parts import STATE_NAME, Part, part_in
 from kinemae.data_tools.sharding.rejects import NOTES_NAME, check_rejects, read_entries, warn_of_notes
@@ -70,6 +72,9 @@ def merge_parts(parts: _Parts, out: Location, config: MergeConfig) -> None:
     limits = states[0]["limits"]
     _write_lists(parts, out, tuple(splits), total=total, max_bad_fraction=limits["max_bad_fraction"])
     merge(splits, out, replace(config, leaks="warn") if limits["leaks"] == "warn" else config)
+    for split, found in splits.items():
+        present = {int(label) for index in found for label in np.unique(index.column("label"))}
+        warn_of_absent_classes(split, found[0].classes, present)
     sizes = sum(int(state["sizes"], 16) for state in states) % (1 << 64)
     together = {**states[0], "videos": total, "sizes": f"{sizes:016x}"}
     del together["limits"]

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from kinemae.data_tools.command import DataError, log
-from kinemae.data_tools.index import DATASET_NAME
+from kinemae.data_tools.index import DATASET_NAME, NO_LABEL
 from kinemae.data_tools.storage.location import Location, location
 
 CLASSES_NAME = "classes.json"
@@ -155,6 +155,17 @@ def warn_of_labels(classes: Sequence[str]) -> None:
             "the labels are whole numbers, but not 0 to %d: class numbers follow their order, label %s is 0",
             *(len(classes) - 1, classes[0]),
         )
+
+
+def warn_of_absent_classes(split: str, classes: Sequence[str], present: set[int]) -> None:
+    """Log the classes without a video in a split that has labels.
+
+    Args:
+        present: the class numbers of its videos.
+    """
+    absent = [name for number, name in enumerate(classes) if number not in present]
+    if absent and present != {NO_LABEL}:
+        log.warning("%s has no video of %d classes, first %s", split, len(absent), absent[0])
 
 
 def _parse(place: Location) -> list[str]:

@@ -4,7 +4,8 @@ from collections import defaultdict
 from dataclasses import replace
 
 from kinemae.data_tools.command import log
-from kinemae.data_tools.index import COLUMNS, EXTRA_TYPES, NO_LABEL, IndexWriter, Sample
+from kinemae.data_tools.index import COLUMNS, EXTRA_TYPES, IndexWriter, Sample
+from kinemae.data_tools.manifest.class_map import warn_of_absent_classes
 from kinemae.data_tools.sharding.output import Output
 from kinemae.data_tools.sharding.plan import Plan, check_leaks
 from kinemae.data_tools.sharding.splits import count_copies, leaks
@@ -37,9 +38,8 @@ def write_split_index(split: str, plan: Plan, output: Output, windows: WindowLog
             "one clip per epoch; fix: set segment_s=10, or list parts with start_s and end_s",
             *(output.out / split, len(long_s), _LONG_S, max(long_s)),
         )
-    absent = [name for number, name in enumerate(plan.classes) if number not in present]
-    if absent and present != {NO_LABEL}:
-        log.warning("%s has no video of %d classes, first %s", split, len(absent), absent[0])
+    if plan.part is None:  # else the merge warns
+        warn_of_absent_classes(split, plan.classes, present)
 
 
 def check_contents(plan: Plan, windows: WindowLog) -> None:

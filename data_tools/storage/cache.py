@@ -6,7 +6,7 @@ valid if its checksum is correct. A hole, an interrupted write and a bad disk ar
 
     FOLDER/sets/SET/DIGEST.shard  entry, named by the sha256 of the shard; SET is a digest of the location
     FOLDER/sets/SET/lock   held by the processes that read the data set; others are evicted first
-    FOLDER/blocks/DIGEST-BEGIN    block of a full cache, for the time of its use
+    FOLDER/blocks/DIGEST-BEGIN    block of a full cache, until it is replaced
     FOLDER/locks/NNN       locks of the downloads of blocks
     FOLDER/ledger          upper bound of the bytes of all entries; locked for every change
     FOLDER/indexes/DIGEST/ copy of a remote index; processes that use it hold a shared lock on `lock`
@@ -100,7 +100,7 @@ class Cache:
             used = self._evict(limit - needed, evict_active=evict_active)
             full_s = time.time()
         fits = used + needed <= limit
-        # Before the write, so that a kill hides no bytes.
+        # Before the write, so that the count includes bytes of a killed process.
         _write_ledger(ledger, used + needed if fits else used, full_s)
         return fits
 
@@ -248,7 +248,7 @@ class CacheEntry:
         return self.cache.folder / "blocks" / f"{self.shard[:40]}-{begin}"
 
     def _reserved(self, window_bytes: int) -> int:
-        """Space for blocks: twice their size, since their lives overlap, and at most half of the cache."""
+        """Space for two generations of blocks, since both are stored for some time; at most half of all."""
         return min(2 * window_bytes, self.cache.size // 2)
 
     def _blocks(self) -> list[tuple[int, Path, int]]:

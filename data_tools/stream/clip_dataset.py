@@ -1,6 +1,7 @@
 """Training clips as a torch `IterableDataset`, for training loops outside KineMAE."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,29 @@ from kinemae.data_tools.stream.read_ahead import Request
 from kinemae.data_tools.stream.streamed_clips import StreamedClips
 from kinemae.data_tools.stream.tar_list import is_tars, open_tars
 from kinemae.data_tools.stream.training_clips import TrainingClips, sample_order
+
+_ARGUMENTS = {  # of `clips`, by key
+    "data.mixture, data.concatenate, data.weight and data.balance": "several shards or a weight",
+    "data.mixture": "shards",
+    "data.where": "where",
+    "data.weight": "weight",
+    "data.order": "order",
+    "batch.global_clips": "batch_size * processes",
+    "data.views_per_video": "views",
+}
+
+
+@contextmanager
+def _argument_names() -> Iterator[None]:
+    """Name the arguments of `clips` in error messages, in place of config keys."""
+    try:
+        yield
+    except (ValueError, DataError) as error:
+        text = str(error)
+        for key, argument in _ARGUMENTS.items():
+            text = text.replace(key, argument)
+        error.args = (text,)
+        raise
 
 
 def clips(  # noqa: PLR0913 - all but the first two by name
@@ -197,6 +221,7 @@ class ClipDataset(IterableDataset[Batch]):
         """
         self._sample_order(self._place[1] or 1)
 
+    @_argument_names()
     def _sample_order(self, world: int) -> SampleOrder | None:
         clips = self.reader.clips
         return sample_order(build_order(self.order), clips.index, self._per_process * world // clips.views)
@@ -257,6 +282,7 @@ def _check_numbers(
     require(timeout_s > 0, "timeout_s", "be above 0", timeout_s)
 
 
+@_argument_names()
 def _training_clips(
     shards: Sources, where: str | None, weight: str | None, columns: Sequence[str], settings: dict[str, Any]
 ) -> tuple[TrainingClips, tuple[str, ...]]:
@@ -290,6 +316,7 @@ def _augmentation(given: AugmentConfig | Mapping[str, Any] | bool) -> AugmentCon
     return AugmentConfig() if given else NO_AUGMENTATION
 
 
+@_argument_names()
 def _dataset(
     reader: ClipReader,
     workers: int,
@@ -299,7 +326,10 @@ def _dataset(
     read_ahead: int,
 ) -> ClipDataset | ClipStream:
     require(0 <= read_ahead <= 256, "read_ahead", "lie between 0 and 256", read_ahead)
-    chosen = Component(name=order) if isinstance(order, str) else Component(**order)
+    given = {"name": order} if isinstance(order, str) else order
+    is_component = isinstance(given, Mapping) and {"name"} <= given.keys() <= {"name", "args"}
+    require(is_component, "order", "be a name, or a mapping with name and args", order)
+    chosen = Component(**given)
     if isinstance(reader.clips, StreamedClips):
         is_random = chosen == Component(name="random")
         require(is_random, "order", "be random for tars without an index", chosen.name)

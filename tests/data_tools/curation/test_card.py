@@ -1,6 +1,7 @@
 """The data card states the facts of the index, and calls all others unknown."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -80,6 +81,15 @@ def test_it_names_no_tars_with_removed_samples_or_of_other_folders_and_no_missin
     assert main(["remove", str(tmp_path / "own"), "where=label == 'left'"]) == 0
     assert main(["card", str(tmp_path / "own"), str(out)]) == 0
     assert "data_files" not in out.read_text() and "`kinemae data reshard` writes" in out.read_text()
+
+
+def test_the_example_opens_the_videos(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["card", str(shards), str(tmp_path / "card.md")]) == 0
+    example = (tmp_path / "card.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(shards)
+    exec(example, names)
+    assert len(names["clips"].reader.clips.index) == 2
 
 
 def test_it_is_the_readme_of_the_folder_and_replaces_no_other(

@@ -17,7 +17,7 @@ from kinemae.data_tools.exit_codes import EXIT_CONFIG, EXIT_DATA
 from kinemae.data_tools.index import COLUMNS, ShardIndex, open_index
 from kinemae.data_tools.sharding.parts import Part, parse_part, part_in
 from kinemae.data_tools.sharding.plan import ShardConfig
-from tests.sharding import encoded, moving, shard, video_bytes
+from tests.sharding import encoded, moving, shard, video_bytes, write_clip
 
 COUNT = 20
 TEXTS = ("classes.json", "rejected.jsonl", "notes.jsonl", "shard.json")
@@ -94,6 +94,19 @@ def test_twenty_merged_parts_hold_the_samples_of_one_run(whole: Path, parts: Pat
     for name in TEXTS:
         assert (parts / name).read_text() == (whole / name).read_text(), name
     assert merge(parts / "parts", parts) == 0  # nothing left to do
+
+
+def test_only_the_merge_warns_of_classes_without_a_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for number, name in enumerate(["train/a/1.mp4", "train/b/2.mp4", "val/b/3.mp4", "val/b/4.mp4"]):
+        write_clip(tmp_path / "videos" / name, number)
+    for number in range(2):
+        assert shard(tmp_path / "videos", tmp_path / "out", f"part={number}/2") == 0
+    assert "has no video of" not in capsys.readouterr().err
+    assert merge(tmp_path / "out" / "parts", tmp_path / "out") == 0
+    errors = capsys.readouterr().err
+    assert (
+        errors.count("has no video of") == errors.count("validation has no video of 1 classes, first a") == 1
+    )
 
 
 def test_a_part_is_a_data_set_and_its_rerun_changes_nothing(

@@ -165,6 +165,10 @@ def test_columns_belong_to_the_clips_also_of_a_mixture(shards, synth_shards):
         ({"views": 2}, "views must divide batch_size=1, got 2"),
         ({"shards": {}}, "shards must be a folder, or folders with weights above 0, got {}"),
         ({"shards": {"train": -1.0}}, "shards must be .*, got {'train': -1.0}"),
+        ({"order": None}, "order must be a name, or a mapping with name and args, got None"),
+        ({"order": "block"}, "^no order named 'block'|^order"),
+        ({"where": "nota > 1"}, "^where: expected columns of"),
+        ({"weight": "nota"}, "^weight: expected columns of"),
         ({"workers": -1}, "workers must be at least 0, got -1"),
         ({"max_bad_fraction": 5}, r"max_bad_fraction must lie in \[0, 1\], got 5"),
         ({"timeout_s": 0}, "timeout_s must be above 0, got 0"),
@@ -326,7 +330,5 @@ def test_blocks_of_several_processes_show_each_sample_once(shards):
     assert len(keys) == len(set(keys)) == len(open_index(shards)) // 4 * 4
     with pytest.raises(ValueError, match=r"order: expected the state of a run with .blocks .* of 4 clips"):
         datasets[0].load_state_dict(kinemae.clips(shards, CLIP, seed=3, batch_size=2).state_dict())
-    with pytest.raises(
-        ValueError, match=r"data\.order\.args\.partitions: expected a divisor of the 2 videos"
-    ):
+    with pytest.raises(ValueError, match=r"^order\.args\.partitions: expected a divisor of the 2 videos"):
         kinemae.clips(shards, CLIP, batch_size=2, order={"name": "blocks", "args": {"partitions": 3}})
