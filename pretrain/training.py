@@ -244,7 +244,8 @@ def training_clips(plan: Plan, split: Annotate) -> TrainingClips:
         "needs_luma": plan.split.needs_luma,
     }
     if isinstance(plan.index, TarList):
-        return StreamedClips(plan.index, buffer=config.data.shuffle_buffer, **settings)
+        buffer = config.data.shuffle_buffer
+        return StreamedClips(plan.index, buffer=buffer, uses_labels=False, **settings)
     videos_per_step = plan.batch.global_clips // config.data.views_per_video
     return TrainingClips(plan.index, order=plan.order, videos_per_step=videos_per_step, **settings)
 
@@ -287,7 +288,7 @@ def _representation_monitor(plan: Plan) -> RepresentationMonitor:
     videos: Sequence[Iterable[EvaluationItem]]
     if isinstance(plan.index, TarList):
         settings: dict[str, Any] = {"clip": config.clip, "augment": NO_AUGMENTATION, "seed": config.seed}
-        streamed = StreamedClips(plan.index, buffer=1, **settings)
+        streamed = StreamedClips(plan.index, buffer=1, uses_labels=False, **settings)
         videos = [FirstVideos(clips=streamed, count=clips)]
     else:
         videos = spread_videos(plan.index, clips, clip=config.clip)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.editing.output import beside
 from kinemae.data_tools.index import DATASET_NAME, ShardIndex, open_data_sets, open_index
 from kinemae.data_tools.manifest.videos import SPLITS
 from kinemae.data_tools.storage.location import Location
@@ -139,7 +140,7 @@ def with_siblings(splits: Splits, folder: Location) -> Splits:
         return splits
     together: Splits = {}
     for split in SPLITS:
-        place = Location(str(path.parent / split)) if path else folder / f"../{split}"
+        place = beside(folder, split)
         if split == own:
             together[split] = splits[""]
         elif (place / DATASET_NAME).exists():

@@ -68,6 +68,7 @@ class StreamedClips(TrainingClips):
         hooks: functions that change or drop samples before their video is decoded.
         columns: members to add to a batch, by extension, or values that a hook has added. A json, txt or cls
             member is decoded, other members are bytes; None for a sample without the member.
+        uses_labels: check that each class has one number in all tars.
         settings: those of `TrainingClips`.
     """
 
@@ -78,6 +79,7 @@ class StreamedClips(TrainingClips):
         buffer: int = BUFFER,
         hooks: tuple[Hook, ...] = (),
         columns: Sequence[str] = (),
+        uses_labels: bool = True,
         **settings: Any,
     ):
         super().__init__(tars, **settings)  # type: ignore[arg-type] # `locate` does not look up an index
@@ -86,6 +88,7 @@ class StreamedClips(TrainingClips):
         self._buffer = buffer
         self._hooks = hooks
         self._columns = tuple(columns)
+        self._uses_labels = uses_labels
         self._reader: TarReader | None = None
         self._next_clip = 0
         self._numbers: dict[str, int] = {}  # class numbers
@@ -149,7 +152,8 @@ class StreamedClips(TrainingClips):
         self._on_sample("")  # if the process dies or hangs in a tar or a hook, the error has no sample
         self._raw.append(next(self._reader))
         found = _streamed_sample(self._raw[-1])
-        self._check_class(found)
+        if self._uses_labels:
+            self._check_class(found)
         return found
 
     def decode(self, found: StreamedSample, timestamps_s: list[float]) -> Frames:  # type: ignore[override]

@@ -164,3 +164,5 @@ def test_tars_of_a_union_have_its_class_numbers_after_reshard_and_mixed_numbers_
         DataError, match=r"expected one number for each class, got '.' as . after '.' as .; fix"
     ):
         streamed([f"{folder}/shard-000000.tar" for folder in sets]).batch(range(8))
+    mixed = streamed([f"{folder}/shard-000000.tar" for folder in sets], uses_labels=False)
+    assert len(mixed.batch(range(8)).keys) == 8  # pretraining
