@@ -190,10 +190,15 @@ class ShardIndex:
         """A column of numbers at consecutive positions, null as NaN, without reading the others."""
         if self._rows is not None and name in self._rows.columns:
             return np.array(self._rows.columns[name][begin:end], dtype=np.float64)
+        if begin == end:
+            return np.empty(0)
         column = self._table.column(name)
         if self._rows is not None:
-            return column.take(pa.array(self.rows(np.arange(begin, end)))).to_numpy().astype(np.float64)
-        if self._present is None or begin == end:
+            row_R = self.rows(np.arange(begin, end))
+            first, last = int(row_R.min()), int(row_R.max())
+            near = column.slice(first, last - first + 1)  # `take` copies a column of several chunks
+            return near.take(pa.array(row_R - first)).to_numpy().astype(np.float64)
+        if self._present is None:
             return column.slice(begin, end - begin).to_numpy().astype(np.float64)
         first, last = self._present.row(begin), self._present.row(end - 1)
         values = column.slice(first, last - first + 1).to_numpy()

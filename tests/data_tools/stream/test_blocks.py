@@ -1,13 +1,15 @@
 """Block order of a remote data set with a cache: a block is one request, and the batches are the same."""
 
 import shutil
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from kinemae.data_tools.index import ShardIndex, open_index
-from kinemae.data_tools.orders.base import Order
+from kinemae.data_tools.orders.base import Block, Order
 from kinemae.data_tools.orders.blocks import BlockOrder
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.storage.location import RetryPolicy, location
@@ -16,6 +18,7 @@ from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig, Training
 from kinemae.data_tools.stream.mixture import BalancedClasses, Concatenation, Mixture, Source
 from kinemae.data_tools.stream.order import plan_batch
 from kinemae.data_tools.stream.training_clips import sample_order
+from kinemae.data_tools.stream.video_reader import _range_of
 from tests.faulty_server import FaultyServer
 
 CLIP = ClipConfig(frames=4, stride=2, size=24)
@@ -95,6 +98,22 @@ def test_a_cache_that_is_too_small_for_the_data_still_reads_blocks_once(
         server.requests.clear()
         assert_same(epoch(index, number), epoch(here, number))
         assert len(server.ranges()) <= 1.3 * len(block_ranges(here)) + 2
+
+
+def test_the_range_of_a_block_is_found_in_little_time(shards: Path):
+    here = open_index(shards)
+    order = np.resize(np.arange(len(here)), 2000)
+    for index in (here, here.filter(np.arange(len(here)) % 3 != 0), here.view(np.sort(order))):
+        block = Block(range(1, len(index) - 1), 1)
+        samples = [index.sample(position) for position in block.positions]
+        chosen = samples[:: len(samples) // 3]
+        begin_s = time.thread_time()
+        found = [_range_of(index, sample, block) for sample in chosen]
+        assert time.thread_time() - begin_s < 0.01 * len(chosen)
+        for sample, (begin, end) in zip(chosen, found, strict=True):
+            together = [each for each in samples if each.shard == sample.shard]
+            assert begin == min(each.offset for each in together)
+            assert end == max(each.offset + each.length for each in together)
 
 
 @pytest.mark.parametrize("name", ["locks", "blocks", "sets"])
