@@ -36,6 +36,7 @@ CONFIGS = (
         "kinemae.pretrain.visualize.settings:VisualizeConfig",
     ),
     ("Sharding", "data shard", "kinemae.data_tools.sharding.plan:ShardConfig"),
+    ("Add and merge", "data add`, `data merge", "kinemae.data_tools.editing.merge:MergeConfig"),
     ("Indexing", "data index", "kinemae.data_tools.indexing.command:IndexConfig"),
     ("Report of a data set", "data report", "kinemae.data_tools.report.sampled_videos:ReportConfig"),
     ("Verification", "data verify", "kinemae.data_tools.verify.command:VerifyConfig"),

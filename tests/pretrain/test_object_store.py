@@ -53,7 +53,7 @@ def test_shards_on_s3_behind_a_faulty_network_train_as_local_ones_do(
         assert bool(fetched) == (name == "remote")
     assert len(losses(tmp_path / "local")) == 4
     assert losses(tmp_path / "remote") == losses(tmp_path / "local")
-    assert len(list((tmp_path / "cache").glob("*.shard"))) == 4
+    assert len(list((tmp_path / "cache").glob("sets/*/*.shard"))) == 4
     assert len(proxy.injected) >= 10 and {503, "short"} <= set(proxy.injected)
 
 

@@ -65,7 +65,7 @@ def test_a_run_saves_before_it_stops_and_continues_with_equal_losses(
 def test_a_stop_signal_ends_the_wait_with_a_checkpoint(
     small_config: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small_config(*RARE, "data.outage_s=600")
+    config = small_config(*RARE, "data.outage_s=600", "data.read_ahead=0")
     plan = make_plan(config)
     fail_after(monkeypatch, reads=2 * CLIPS_A_STEP, also=lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped, match=r"stopped while a storage is down, .*Input/output error") as caught:
