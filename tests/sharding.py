@@ -1,6 +1,7 @@
 """Helpers of the sharding tests: make videos, run `kinemae data shard`, compare the results."""
 
 import io
+import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from kinemae.data_tools.encoding.encode import EncodeConfig, write_video
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.sharding.output import Output
+from kinemae.data_tools.storage.location import Location
 
 
 def write_clip(path: Path, number: int, *, frames: int = 3, height: int = 16, width: int = 16) -> None:
@@ -107,6 +109,19 @@ def stopped_before_shards() -> Iterator[None]:
 def contents(folder: Path) -> dict[str, bytes]:
     """Read every file of a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same_output(place: Location, folder: Path) -> None:
+    """Compare OUT with a local one; the index files of a URL have other names."""
+    for name, content in contents(folder).items():
+        parent, _, last = name.rpartition("/")
+        inside = place / parent if parent else place
+        if last in ("dataset.json", "index.arrow", "shards.arrow"):
+            described = json.loads((inside / "dataset.json").read())
+            expected = json.loads((folder / parent / "dataset.json").read_text())
+            assert described["fingerprint"] == expected["fingerprint"]
+            last = last if last == "dataset.json" else described["files"][last.removesuffix(".arrow")]["name"]
+        assert last == "dataset.json" or (inside / last).read() == content
 
 
 def video_bytes(index: ShardIndex) -> dict[str, bytes]:

@@ -63,7 +63,8 @@ def bomb(path, width, height, frames):
 def through(folder, *size):
     folder.mkdir(parents=True)
     bomb(folder / "black.mp4", *size)
-    assert run_program(PROGRAM, ["shard", str(folder), f"{folder}-shards", "workers=1", "layout.args.every=1", "segment_s=null"]) == 0
+    whole = ["layout.args.every=1", "segment_s=null"]
+    assert run_program(PROGRAM, ["shard", str(folder), f"{folder}-shards", "workers=1", *whole]) == 0
     index = open_index(f"{folder}-shards/train")
     clips = TrainingClips(index, clip=ClipConfig(), augment=AugmentConfig(), seed=0)
     assert clips.batch(range(2)).skipped == ()

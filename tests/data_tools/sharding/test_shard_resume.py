@@ -20,7 +20,15 @@ from kinemae.data_tools.sharding.output import Output
 from kinemae.data_tools.sharding.windows import SHARDS
 from kinemae.data_tools.storage.location import location
 from tests.seeds import SEED
-from tests.sharding import contents, encoded, moving, shard, stopped_before_shards, video_bytes
+from tests.sharding import (
+    assert_same_output,
+    contents,
+    encoded,
+    moving,
+    shard,
+    stopped_before_shards,
+    video_bytes,
+)
 
 # Small shards, so that a kill may also come between two of them.
 ARGUMENTS = ("samples_per_shard=3", "validation_fraction=0.25", "segment_s=1")
@@ -144,11 +152,7 @@ def test_shards_on_s3_equal_those_of_a_local_output(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert shard(collection, f"{bucket}/set", *ARGUMENTS) == 0
     place = location(f"{bucket}/set")
-    for name, content in contents(unbroken).items():
-        file = place
-        for part in name.split("/"):
-            file = file / part
-        assert file.read() == content
+    assert_same_output(place, unbroken)
     assert len(open_index(f"{bucket}/set/train")) == len(open_index(unbroken / "train"))
     assert not list((tmp_path / "cache" / "kinemae").glob("shard-*"))
 
@@ -194,11 +198,7 @@ def test_another_machine_continues_with_its_own_work_folder(
             assert shard(collection, place.url, *arguments, work) == (3 if machine < 2 else 0)
         stored += [lines(log) for log in (tmp_path / str(machine)).glob("*/transcoded.jsonl")]
     assert stored[0] - stored[1] == 8  # the first window
-    for name, content in contents(tmp_path / "unbroken").items():
-        file = place
-        for part in name.split("/"):
-            file = file / part
-        assert file.read() == content
+    assert_same_output(place, tmp_path / "unbroken")
     assert "work" not in place.list()
 
 
