@@ -105,7 +105,7 @@ def open_it(folder: Location, cache: Cache | None, opened: object, leave: Path) 
 def test_processes_use_one_copy_at_the_same_time(
     folder: Location, server: FaultyServer, cache: Cache, temporary: Path, cached: bool
 ):
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("spawn")  # a running fork server has another TMPDIR
     opened, leave = context.Queue(), temporary / "leave"
     arguments = (folder, cache if cached else None, opened, leave)
     processes = [context.Process(target=open_it, args=arguments) for _ in range(3)]
