@@ -13,17 +13,20 @@ The peers run in a virtual environment of their own, which is no dependency of t
 A server process serves a folder by HTTP and S3 with a latency before each answer and a bandwidth of all
 connections together. All readers read the same clips: H.264 of 10 s at 256x340 with a key frame every
 30 frames, as tars (ours, webdataset), MDS shards and litdata chunks of `--block-mb` each. They decode 16
-frames at stride 4 with the same code on one thread, without loader processes. Columns:
+frames at stride 4 on one thread, without loader processes: with our code, or with torchcodec and torchvision
+where the name says so. Columns:
 
     clips/s        wall time after the first batch of 8
     of local       the same reader's rate on the local disk; peers: the rate of the first row on it
+    CPU ms         CPU time of the reader's process per clip after the first batch, decoding included
     first batch    seconds from the constructor of the loader to its first batch
     requests, kB   sent to the server and read from it, per clip
     exact          whether each clip came once
     distance       mean distance of successive clips in storage order; 1 is that of a random permutation
     neighbours     successive clips that are neighbours in storage, in percent; random order has 200 / clips
 
-Rates are medians over `--repeats`; they need two idle cores, one of them for the server.
+Rates are medians over `--repeats`, which go over all rows in turns; they need two idle cores, one of them
+for the server.
 """
 
 import argparse
@@ -42,7 +45,7 @@ from pathlib import Path
 from typing import Any
 
 from loader_videos import _encode, _scene
-from streaming_readers import BATCH, PEERS, READERS
+from streaming_readers import BATCH, OURS, READERS
 
 from kinemae.data_tools.__main__ import PROGRAM
 from kinemae.data_tools.command import run_program
@@ -142,18 +145,27 @@ class Bench:
 
     def run(self, readers: list[str], endpoint: str) -> None:
         """Run each reader locally, then at each latency, and print a table."""
-        local: dict[str, float] = {}
         settings: list[float | None] = [None, *self.arguments.latency_ms]
-        for latency_ms, reader in itertools.product(settings, readers):
-            is_absent = reader in PEERS[1:] and not self.arguments.peers
-            if is_absent or (reader in PEERS and latency_ms is None):
-                continue
-            runs = [self._run(reader, endpoint, latency_ms) for _ in range(self.arguments.repeats)]
-            rate = statistics.median(run["clips_per_s"] for run in runs)
+        rows = [
+            (latency_ms, reader)
+            for latency_ms, reader in itertools.product(settings, readers)
+            if reader in OURS
+            or (latency_ms is not None and (self.arguments.peers or reader.startswith("webdataset")))
+        ]
+        runs: dict[tuple[float | None, str], list[dict[str, Any]]] = {row: [] for row in rows}
+        for _, row in itertools.product(
+            range(self.arguments.repeats), rows
+        ):  # rows in turns: the load changes
+            runs[row].append(self._run(row[1], endpoint, row[0]))
+        local: dict[str, float] = {}
+        for (latency_ms, reader), found in runs.items():
+            rate = statistics.median(run["clips_per_s"] for run in found)
+            cpu_ms = statistics.median(run.get("cpu_ms", 0.0) for run in found)
             if latency_ms is None:
                 local[reader] = rate
             against = local.get(reader, next(iter(local.values()), rate))
-            self._print(reader, latency_ms, {**runs[0], "clips_per_s": rate, "of_local": rate / against})
+            result = {**found[0], "clips_per_s": rate, "cpu_ms": cpu_ms, "of_local": rate / against}
+            self._print(reader, latency_ms, result)
 
     def _run(self, reader: str, endpoint: str, latency_ms: float | None) -> dict[str, Any]:
         store, http = "s3://bench", f"{endpoint}/bench"
@@ -169,7 +181,7 @@ class Bench:
         return {**result, **asked(f"{endpoint}/-/stats")}
 
     def _process(self, reader: str, *arguments: str) -> dict[str, Any]:
-        python = self.arguments.peers if reader in PEERS and self.arguments.peers else sys.executable
+        python = self.arguments.peers if reader not in OURS and self.arguments.peers else sys.executable
         command = [python, str(_HERE / "streaming_readers.py"), *arguments]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         if done.returncode:
@@ -183,7 +195,7 @@ class Bench:
         if "error" in result:
             print(f"{where:7} {reader:40} {result['error']}", flush=True)
             return
-        is_other = reader in ("mosaicml-streaming", "litdata")
+        is_other = reader.startswith(("mosaicml-streaming", "litdata"))
         numbers = [
             self.number_of["other" if is_other else "tars"][key.rpartition("/")[2]] for key in result["keys"]
         ]
@@ -194,7 +206,8 @@ class Bench:
             requests = kilobytes = 0.0
         print(
             f"{where:7} {reader:40} {result['clips_per_s']:7.1f} clips/s {result['of_local']:7.0%} of local "
-            f"{result['first_s']:6.2f} s first batch {requests:6.2f} requests {kilobytes:6.0f} kB "
+            f"{result['cpu_ms']:4.0f} CPU ms {result['first_s']:6.2f} s first batch "
+            f"{requests:6.2f} requests {kilobytes:6.0f} kB "
             f"exact {exact:9} distance {distance(numbers):4.2f} neighbours {neighbours(numbers):5.1f} %",
             flush=True,
         )

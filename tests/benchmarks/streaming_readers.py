@@ -2,14 +2,15 @@
 
     python tests/benchmarks/streaming_readers.py READER OPTIONS
 
-OPTIONS is JSON; see `Options`. All readers decode the same frames with the same code, on one thread.
+OPTIONS is JSON; see `Options`. All readers decode as many frames at the same stride, on one thread: with our
+code, or with torchcodec and torchvision where the name says so.
 """
 
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -34,6 +35,7 @@ from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
 BATCH = 8
 CLIP = ClipConfig()
 _FPS = 30
+_LATEST_START_S = 7.8  # of videos of 10 s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,17 +94,21 @@ def _batches(clips: TrainingClips, options: Options, read_ahead: int) -> Iterato
         yield list(batch.keys)
 
 
-def webdataset(options: Options) -> Iterator[list[str]]:
+Sample = tuple[str, bytes]
+"""Key and video of a sample."""
+
+
+def webdataset(options: Options) -> Iterator[Sample]:
     """Read the tars with `webdataset.WebDataset`."""
     from webdataset import WebDataset
 
     buffer = options.window * options.samples_per_block
     urls = f"{options.http}/tars/{options.pattern}"
     samples = WebDataset(urls, shardshuffle=1000, seed=0, empty_check=False).shuffle(buffer)
-    yield from _decoded((sample["__key__"], sample["mp4"]) for sample in samples)
+    yield from ((sample["__key__"], sample["mp4"]) for sample in samples)
 
 
-def mosaicml(options: Options) -> Iterator[list[str]]:
+def mosaicml(options: Options) -> Iterator[Sample]:
     """Read MDS shards with `streaming.StreamingDataset`."""
     from streaming import StreamingDataset
 
@@ -116,10 +122,10 @@ def mosaicml(options: Options) -> Iterator[list[str]]:
         batch_size=BATCH,
         num_canonical_nodes=1,
     )
-    yield from _decoded((sample["key"], sample["video"]) for sample in samples)
+    yield from ((sample["key"], sample["video"]) for sample in samples)
 
 
-def litdata(options: Options) -> Iterator[list[str]]:
+def litdata(options: Options) -> Iterator[Sample]:
     """Read chunks with `litdata.StreamingDataset`."""
     from litdata import StreamingDataset
     from litdata.streaming import downloader
@@ -128,20 +134,38 @@ def litdata(options: Options) -> Iterator[list[str]]:
     storage = {"endpoint_url": options.endpoint, "region_name": "us-east-1"}
     folder = {"cache_dir": f"{options.scratch}/litdata"}
     samples = StreamingDataset(f"{options.store}/litdata", shuffle=True, storage_options=storage, **folder)
-    yield from _decoded((sample["key"], sample["video"]) for sample in samples)
+    yield from ((sample["key"], sample["video"]) for sample in samples)
 
 
-def _decoded(samples: Iterator[tuple[str, bytes]]) -> Iterator[list[str]]:
+def _decoded(
+    samples: Iterator[Sample], decode: Callable[[bytes, list[float]], object]
+) -> Iterator[list[str]]:
     """Decode a clip of each sample into batches."""
     keys: list[str] = []
     for key, video in samples:
-        start_s = crc32(key.encode()) % 100 / 100 * 4.0
-        timestamps_s = [start_s + CLIP.stride * (frame + 0.5) / _FPS for frame in range(CLIP.frames)]
-        crop_views(yuv_frames_at(video, timestamps_s), _centre, YuvClips.empty(1, CLIP.frames, CLIP.size))
+        start_s = crc32(key.encode()) % 100 / 100 * _LATEST_START_S
+        decode(video, [start_s + CLIP.stride * (frame + 0.5) / _FPS for frame in range(CLIP.frames)])
         keys.append(key)
         if len(keys) == BATCH:
             yield keys
             keys = []
+
+
+def _with_our_code(video: bytes, timestamps_s: list[float]) -> None:
+    crop_views(yuv_frames_at(video, timestamps_s), _centre, YuvClips.empty(1, CLIP.frames, CLIP.size))
+
+
+def _with_torchcodec(video: bytes, timestamps_s: list[float]) -> torch.Tensor:
+    """Decode and crop as the examples of torchcodec and torchvision do."""
+    from torchcodec.decoders import VideoDecoder
+    from torchvision.transforms.v2 import functional
+
+    decoder = VideoDecoder(video, num_ffmpeg_threads=1, seek_mode="approximate")
+    clip_TCHW = decoder.get_frames_played_at(timestamps_s).data
+    [view] = _centre(*clip_TCHW.shape[-2:])
+    crop = view.crop
+    box = [crop.top, crop.left, crop.height, crop.width]
+    return functional.resized_crop(clip_TCHW, *box, [CLIP.size, CLIP.size], antialias=True)
 
 
 def _centre(height: int, width: int) -> list[View]:
@@ -173,16 +197,23 @@ def _as_item(path: str | Path) -> dict[str, object]:
     return {"key": Path(path).stem, "video": Path(path).read_bytes()}
 
 
-READERS = {
+OURS: dict[str, Callable[[Options], Iterator[list[str]]]] = {
     "ours, random order, one read at a time": lambda options: ours(options, "random", 0),
     "ours, random order, read-ahead": lambda options: ours(options, "random", 16),
     "ours, block order": lambda options: ours(options, "blocks", 16),
     "ours, tars without index": our_stream,
-    "webdataset": webdataset,
-    "mosaicml-streaming": mosaicml,
-    "litdata": litdata,
 }
-PEERS = ("webdataset", "mosaicml-streaming", "litdata")
+PEERS = {"webdataset": webdataset, "mosaicml-streaming": mosaicml, "litdata": litdata}
+TORCHCODEC = ", torchcodec"  # ends the name of a peer
+READERS = [*OURS, *PEERS, *(f"{name}{TORCHCODEC}" for name in PEERS)]
+
+
+def read(name: str, options: Options) -> Iterator[list[str]]:
+    """Read an epoch: the keys of each batch."""
+    if name in OURS:
+        return OURS[name](options)
+    decode = _with_torchcodec if name.endswith(TORCHCODEC) else _with_our_code
+    return _decoded(PEERS[name.removesuffix(TORCHCODEC)](options), decode)
 
 
 def main() -> None:
@@ -193,12 +224,18 @@ def main() -> None:
         globals()[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4]))
         return
     options = Options(**json.loads(sys.argv[2]))
-    begin_s, first_s, keys = time.perf_counter(), 0.0, list[str]()
-    for batch in READERS[sys.argv[1]](options):
-        first_s = first_s or time.perf_counter()
+    begin_s, first_s, first_cpu_s, keys = time.perf_counter(), 0.0, 0.0, list[str]()
+    for batch in read(sys.argv[1], options):
+        if not keys:
+            first_s, first_cpu_s = time.perf_counter(), time.process_time()
         keys += batch
-    rate = (len(keys) - BATCH) / (time.perf_counter() - first_s)
-    result = {"first_s": first_s - begin_s, "clips_per_s": rate, "keys": keys}
+    count = len(keys) - BATCH
+    result = {
+        "first_s": first_s - begin_s,
+        "clips_per_s": count / (time.perf_counter() - first_s),
+        "cpu_ms": 1000 * (time.process_time() - first_cpu_s) / count,
+        "keys": keys,
+    }
     print(json.dumps(result), flush=True)
     os._exit(0)  # threads of some peers do not end
 
