@@ -126,10 +126,10 @@ def test_a_changed_method_is_a_new_unit_and_the_others_keep_theirs(tmp_path):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"methods": ["unifrm"]}, "--methods: expected names of methods.yaml .*, got unifrm"),
-    ({"budgets": [1e3]}, "--flops: expected at least 9.03e.09, one step of uniform75, got 1e.03"),
+    ({"budgets": [1e3]}, "--flops: expected at least 1.82e.10, one step of demo, got 1e.03"),
 ])  # fmt: skip
 def test_a_wrong_option_is_named(change, message, tmp_path):
-    wanted = Wanted(methods=["uniform75"], budgets=[1e12], seeds=[0])
+    wanted = Wanted(methods=["demo"], budgets=[1e12], seeds=[0])
     with pytest.raises(ValueError, match=message):
         plan_runs(board(tmp_path), replace(wanted, **change))
 
