@@ -51,6 +51,7 @@ class IndexWriter:
         self._content = {"classes": list(classes), "made_by": dict(made_by)}
         self._schema = pa.schema([*COLUMNS, *(extra or {}).items()])
         self._pending: list[pa.Table] = []
+        self._pending_rows = 0
         self._rows = 0
         self._removed = np.empty(0, dtype=np.int64)
         self._shards: list[pa.Table] = [SHARD_COLUMNS.empty_table()]
@@ -96,11 +97,12 @@ class IndexWriter:
         for part in table.to_batches(_ROWS_PER_CHUNK):
             columns = [self._column(part, field) for field in self._schema]
             self._pending.append(pa.table(columns, schema=self._schema))
-            rows = sum(map(len, self._pending))
-            if rows >= _ROWS_PER_CHUNK:
+            self._pending_rows += len(part)
+            if self._pending_rows >= _ROWS_PER_CHUNK:
                 whole = pa.concat_tables(self._pending).combine_chunks()
                 self._write([whole.slice(0, _ROWS_PER_CHUNK)])
                 self._pending = [whole.slice(_ROWS_PER_CHUNK)]
+                self._pending_rows -= _ROWS_PER_CHUNK
 
     def _column(self, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
         if field.name not in batch.schema.names:
