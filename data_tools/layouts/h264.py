@@ -10,12 +10,11 @@ an ordinary file with a constant rate. All groups of pictures are closed.
 from collections.abc import Iterator
 
 from kinemae.data_tools.config import require
-from kinemae.data_tools.curation.frame_stats import FrameStats
-from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames
+from kinemae.data_tools.encoding.encode import EncoderSettings
 from kinemae.data_tools.encoding.encoders import X264, check_encoder, encoder_options
 from kinemae.data_tools.encoding.resample import cut_segments, resample
 from kinemae.data_tools.encoding.source_decoder import open_source
-from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout, check_size_and_rate
+from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout, check_size_and_rate, encode_frames
 
 # B frames must not be references and must not move. The other options make decoding fast.
 _X264 = "b-adapt=0:b-pyramid=none:scenecut=0:cabac=0:no-deblock=1:weightp=0:open-gop=0:mbtree=0"
@@ -67,18 +66,4 @@ class H264(Layout):
         with open_source(job.video, notes=job.notes) as source:
             video = resample(source, fps=self.fps, short_side=self.short_side, every=self.every)
             for segment in cut_segments(video, job.segment_rules):
-                key = job.key + segment.suffix
-                file = job.folder / f"{key}.mp4"
-                stats = FrameStats(is_on=job.curate)
-                frames = stats.observe(segment.frames, video.rate)
-                info = write_frames(file, frames, video.rate, self.encoder)
-                yield EncodedSample(
-                    key=key,
-                    file=file,
-                    extension="mp4",
-                    info=info,
-                    start_s=segment.start_s,
-                    reference_stride=self.stride,
-                    frame_step=video.every,
-                    columns=stats.columns(),
-                )
+                yield encode_frames(job, video, segment, self.encoder, reference_stride=self.stride)

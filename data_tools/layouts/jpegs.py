@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.curation.frame_stats import FrameStats
-from kinemae.data_tools.encoding.encode import EncoderSettings, mux_jpegs, write_frames
+from kinemae.data_tools.encoding.encode import EncoderSettings, mux_jpegs
 from kinemae.data_tools.encoding.resample import cut_segments, resample
 from kinemae.data_tools.encoding.source_decoder import OpenedSource, open_source
 from kinemae.data_tools.index import VideoInfo
-from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout, check_size_and_rate
+from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout, check_size_and_rate, encode_frames
 from kinemae.data_tools.stream.geometry import rotation
 
 _JPEG_EXTENSIONS = (".jpg", ".jpeg")
@@ -40,19 +40,7 @@ class Jpegs(Layout):
         with open_source(job.video, notes=job.notes) as source:
             video = resample(source, fps=self.fps, short_side=self.short_side, jpeg=True)
             for segment in cut_segments(video, job.segment_rules):
-                key = job.key + segment.suffix
-                file = job.folder / f"{key}.mp4"
-                stats = FrameStats(is_on=job.curate)
-                frames = stats.observe(segment.frames, video.rate)
-                info = write_frames(file, frames, video.rate, self.encoder)
-                yield EncodedSample(
-                    key=key,
-                    file=file,
-                    extension="mp4",
-                    info=info,
-                    start_s=segment.start_s,
-                    columns=stats.columns(),
-                )
+                yield encode_frames(job, video, segment, self.encoder)
 
     def _can_copy(self, job: Job, source: OpenedSource) -> bool:
         """Check whether the files already have the size and rate of this layout."""
