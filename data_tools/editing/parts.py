@@ -156,7 +156,7 @@ def _write_lists(
             key=lambda one: one["path"],
         )
         if entries or name in (REJECTED_NAME, NOTES_NAME) or name.partition("/")[0] in splits:
-            _join(out, name).write(to_jsonl(entries).encode())
+            (out / name).write(to_jsonl(entries).encode())
         if name == REJECTED_NAME:
             check_rejects(entries, total, max_bad_fraction, out / REJECTED_NAME)
         elif name == NOTES_NAME:
@@ -166,11 +166,5 @@ def _write_lists(
 
 
 def _entries(place: Location, name: str) -> list[dict[str, Any]]:
-    file = _join(place, name)
+    file = place / name
     return read_entries(file.read().decode()) if file.exists() else []
-
-
-def _join(place: Location, name: str) -> Location:
-    for part in name.split("/"):
-        place = place / part
-    return place

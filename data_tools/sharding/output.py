@@ -94,10 +94,7 @@ class Output:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file of OUT, such as train/rejected.jsonl."""
-        place = self.out
-        for part in name.split("/"):
-            place = place / part
-        place.write(text.encode())
+        (self.out / name).write(text.encode())
 
     def remove_work(self) -> None:
         """Remove the work folder, and the copies in OUT."""

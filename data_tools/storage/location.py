@@ -60,7 +60,11 @@ class Location:
         return f"Location({str(self)!r})"
 
     def __truediv__(self, name: str) -> "Location":
-        """An entry of this folder, or of one above it for `../`; a URL or an absolute path replaces it."""
+        """An entry of this folder, of its subfolders, or of one above it; a URL or an absolute path replaces it.
+
+        Args:
+            name: such as `x.tar`, `train/x.tar` or `../x.tar`.
+        """
         if _SCHEME.match(name) or name.startswith("/"):
             return location(name, retry_policy=self.retry_policy)
         if self.path is not None:
