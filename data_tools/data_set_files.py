@@ -250,17 +250,10 @@ class _Lock:
                 ) from error
             if not has_locks:
                 log.warning("%s has no file locks (flock): change one data set at a time", self._folder)
-            if self._is_current(lock):
+            if lock.is_at(self._path):  # else the last holder removed it in between
                 self._lock = lock
                 return
 
     def __exit__(self, *exception: object) -> None:
         self._path.unlink(missing_ok=True)
         del self._lock
-
-    def _is_current(self, lock: Descriptor) -> bool:
-        """False if the last holder removed the file before it was locked here."""
-        try:
-            return self._path.stat().st_ino == os.fstat(lock.number).st_ino
-        except FileNotFoundError:
-            return False

@@ -151,6 +151,13 @@ class Descriptor:
     def __init__(self, path: str, flags: int, mode: int = 0o666):
         self.number = os.open(path, flags | os.O_CLOEXEC, mode)
 
+    def is_at(self, path: Path) -> bool:
+        """Check whether the file is still the one at a path: a lock of a removed file excludes nobody."""
+        try:
+            return os.path.samestat(os.fstat(self.number), path.stat())
+        except FileNotFoundError:
+            return False
+
     def __del__(self) -> None:
         if hasattr(self, "number"):
             os.close(self.number)

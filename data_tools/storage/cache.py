@@ -406,7 +406,7 @@ def _cached_copy(
         may_use = _try_lock(lock, fcntl.LOCK_EX) or (
             _try_lock(lock, fcntl.LOCK_SH) and all((copy / file.name).exists() for file in files)
         )
-        if may_use and _is_same_file(copy / "lock", lock):
+        if may_use and lock.is_at(copy / "lock"):
             if cache is None:
                 weakref.finalize(lock, _remove_at_end, copy, os.getpid())
             return LocalIndex(folder=copy, state=state, cache=cache, keep_alive=lock)
@@ -438,13 +438,6 @@ def _try_lock(lock: Descriptor, operation: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _is_same_file(path: Path, lock: Descriptor) -> bool:
-    try:
-        return path.stat().st_ino == os.fstat(lock.number).st_ino
-    except FileNotFoundError:
-        return False
 
 
 def _download(copy: Path, folder: Location, files: Sequence[DataFile]) -> DataFile | None:
@@ -480,7 +473,8 @@ def _remove_old_copies(copies: Path, kept: int) -> None:
 def _remove_unused(copy: Path) -> None:
     try:
         lock = Descriptor(str(copy / "lock"), os.O_RDWR)
-        if flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB):  # False on a file system without locks
+        has_lock = flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB)  # False on a file system without locks
+        if has_lock and lock.is_at(copy / "lock"):
             shutil.rmtree(copy, ignore_errors=True)
     except (FileNotFoundError, BlockingIOError):
         pass

@@ -10,6 +10,7 @@ import pytest
 
 from kinemae.data_tools import files
 from kinemae.data_tools.files import (
+    Descriptor,
     commit_of_code,
     open_regular,
     read_at,
@@ -23,6 +24,16 @@ from kinemae.data_tools.storage.location import StorageError, location
 
 MAX_PER_CALL = 0x7FFFF000  # limit of one read on Linux
 DATA = bytes(range(256)) * 40
+
+
+def test_a_descriptor_knows_whether_its_file_is_still_at_a_path(tmp_path: Path):
+    path, moved = tmp_path / "lock", tmp_path / "moved"
+    opened = Descriptor(str(path), os.O_RDWR | os.O_CREAT)
+    assert opened.is_at(path)
+    path.rename(moved)
+    assert opened.is_at(moved) and not opened.is_at(path)
+    path.touch()
+    assert not opened.is_at(path)
 
 
 @pytest.mark.parametrize("at_once", [1000, 10_240, 1 << 26])

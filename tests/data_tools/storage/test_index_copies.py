@@ -14,6 +14,7 @@ import pytest
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import DATASET_NAME, INDEX_NAME, open_index, write_index
+from kinemae.data_tools.storage import cache as cache_module
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.storage.location import Location, RetryPolicy, location
 from tests.faulty_server import FaultyServer
@@ -139,6 +140,27 @@ def test_a_temporary_copy_of_a_killed_process_is_removed_by_the_next_one(folder:
     assert copies(None) == [left]
     index = open_index(folder)
     assert copies(None) == [copy] and len(index) > 0
+
+
+def test_a_copy_that_is_made_again_before_its_lock_is_held_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    copy, real = tmp_path / "copy", cache_module.flock
+
+    def made_again(descriptor: int, operation: int) -> bool:
+        shutil.rmtree(copy)
+        copy.mkdir()
+        (copy / "lock").touch()
+        return real(descriptor, operation)
+
+    copy.mkdir()
+    (copy / "lock").touch()
+    with monkeypatch.context() as patched:
+        patched.setattr(cache_module, "flock", made_again)
+        cache_module._remove_unused(copy)
+    assert (copy / "lock").exists()
+    cache_module._remove_unused(copy)
+    assert not copy.exists()
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o720])
