@@ -16,6 +16,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ __all__ = [
 ]  # fmt: skip
 
 _OLD_FORMAT = 2  # the shards are in dataset.json
+_ROWS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +205,16 @@ class ShardIndex:
         first, last = self._present.row(begin), self._present.row(end - 1)
         values = column.slice(first, last - first + 1).to_numpy()
         return values[self._present.mask(first, last + 1)].astype(np.float64)
+
+    @cached_property
+    def largest_frame_step(self) -> int:
+        """The largest `frame_step` of a sample; 1 without samples."""
+        total = len(self)
+        parts = (  # to bound the memory
+            self.column_range("frame_step", begin, min(begin + _ROWS_AT_ONCE, total))
+            for begin in range(0, total, _ROWS_AT_ONCE)
+        )
+        return max((int(part.max()) for part in parts), default=1)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The present rows, some tens of thousands at a time; of a data set, not of a view."""

@@ -11,7 +11,6 @@ A sample with a time window (`Sample.window_s`) is sampled as if its video had o
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +20,6 @@ from kinemae.data_tools.config import require
 from kinemae.data_tools.index import Sample, ShardIndex
 
 _STRIDE = 4
-_ROWS = 1 << 20
 _MAX_DRIFT = 0.25  # in periods, over a whole clip; half a period would reach the next frame
 _MARGIN = 0.05  # in periods; milliseconds, the coarsest time stamps in use, are off by 0.03 at 60 fps
 
@@ -249,15 +247,8 @@ def check_stride(index: ShardIndex, clip: ClipConfig) -> None:
     Raises:
         ValueError: the message names the smallest possible stride.
     """
-    parts = (index.column_range("frame_step", *part) for part in _parts(len(index)))
-    every = max((int(part.max()) for part in parts), default=1)
-    if is_too_small_a_stride(clip, every):
-        raise ValueError(_too_small_a_stride(str(index.folder), clip, every))
-
-
-def _parts(rows: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that bound the memory of a check."""
-    return ((begin, min(begin + _ROWS, rows)) for begin in range(0, rows, _ROWS))
+    if is_too_small_a_stride(clip, index.largest_frame_step):
+        raise ValueError(_too_small_a_stride(str(index.folder), clip, index.largest_frame_step))
 
 
 def _too_small_a_stride(where: str, clip: ClipConfig, every: int) -> str:

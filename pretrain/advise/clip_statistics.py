@@ -56,7 +56,7 @@ def correlations_by_stride(index: ShardIndex, positions: Sequence[int]) -> dict[
 
     The smallest stride is the distance of the stored frames.
     """
-    step = int(index.column("frame_step").max())
+    step = index.largest_frame_step
     clip = ClipConfig(frames=STRIDES[-1] + 1, stride=step, size=64)
     found = [
         [_correlation(luma_THW.double(), stride, dim=0) for stride in STRIDES]
