@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from kinemae.data_tools.components import Component, build_component
+from kinemae.data_tools.stream.setting_names import CONFIG_KEYS, SettingNames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +52,18 @@ class Order(ABC):
         """The block of a position; None if neighbours are not read together."""
         return None
 
-    def check(self, facts: OrderFacts) -> None:  # noqa: B027 - optional
+    def check_arguments(self, key: str) -> None:  # noqa: B027 - optional
+        """Check the arguments, whose names follow `key` in errors.
+
+        Raises:
+            ValueError: an invalid argument.
+        """
+
+    def check(self, facts: OrderFacts, names: SettingNames = CONFIG_KEYS) -> None:  # noqa: B027 - optional
         """Check the arguments against a run.
 
         Raises:
-            ValueError: the order cannot be used; the message names the key.
+            ValueError: the order cannot be used; the message names the setting.
         """
 
 
@@ -75,10 +83,15 @@ class SampleOrder:
         return self.order.block(position, self.facts)
 
 
-def build_order(component: Component) -> Order:
-    """Build the order of `data.order`.
+def build_order(component: Component, *, key: str = CONFIG_KEYS.order) -> Order:
+    """Build an order.
+
+    Args:
+        key: of the component, for errors.
 
     Raises:
         ValueError: no such order, or an invalid argument.
     """
-    return build_component("kinemae.data_tools.orders", component, Order, key="data.order")
+    order = build_component("kinemae.data_tools.orders", component, Order, key=key)
+    order.check_arguments(f"{key}.args")
+    return order

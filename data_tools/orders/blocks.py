@@ -15,6 +15,7 @@ from kinemae.data_tools.config import require
 from kinemae.data_tools.orders.base import Block, Order, OrderFacts
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.stream.order import place_of, sample_at
+from kinemae.data_tools.stream.setting_names import CONFIG_KEYS, SettingNames
 
 _MIN_WINDOW = 2  # blocks of a partition
 
@@ -32,21 +33,23 @@ class BlockOrder(Order):
     is_local: ClassVar[bool] = True
 
     def __init__(self, *, block_mb: float = 64.0, window: int = 64, partitions: int | None = None):
-        require(block_mb > 0, "data.order.args.block_mb", "be above 0", block_mb)
-        require(window >= 2, "data.order.args.window", "be at least 2", window)
-        is_count = partitions is None or (type(partitions) is int and partitions >= 1)
-        require(is_count, "data.order.args.partitions", "be null, or an integer from 1 on", partitions)
         self.block_mb = block_mb
         self.window = window
         self.partitions = partitions
 
-    def check(self, facts: OrderFacts) -> None:
+    def check_arguments(self, key: str) -> None:
+        require(self.block_mb > 0, f"{key}.block_mb", "be above 0", self.block_mb)
+        require(self.window >= 2, f"{key}.window", "be at least 2", self.window)
+        is_count = self.partitions is None or (type(self.partitions) is int and self.partitions >= 1)
+        require(is_count, f"{key}.partitions", "be null, or an integer from 1 on", self.partitions)
+
+    def check(self, facts: OrderFacts, names: SettingNames = CONFIG_KEYS) -> None:
         step, partitions = facts.videos_per_step, self._partitions(facts)
         if step % partitions:
+            key = f"{names.order}.args.partitions"
             raise ValueError(
-                f"data.order.args.partitions: expected a divisor of the {step} videos of a step "
-                f"(batch.global_clips / data.views_per_video), got {partitions}; fix: "
-                f"data.order.args.partitions={_largest_divisor(step, partitions)}, or null"
+                f"{key}: expected a divisor of the {step} videos of a step ({names.step_videos}), got "
+                f"{partitions}; fix: {key}={_largest_divisor(step, partitions)}, or null"
             )
 
     def position(self, seed: int, epoch: int, i: int, facts: OrderFacts) -> int:

@@ -1,7 +1,6 @@
 """Training clips as a torch `IterableDataset`, for training loops outside KineMAE."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from kinemae.data_tools.stream.clip_reader import (
     ClipReader,
     ReadBatch,
     Transform,
+    check_read_here,
     checked_batches,
     rank_and_world,
 )
@@ -31,32 +31,10 @@ from kinemae.data_tools.stream.frame_sampling import ClipConfig, clip_with
 from kinemae.data_tools.stream.loader import READ_AHEAD, TIMEOUT_S, read_items
 from kinemae.data_tools.stream.mixture import SeveralSets, Sources, open_source
 from kinemae.data_tools.stream.read_ahead import Request
+from kinemae.data_tools.stream.setting_names import ARGUMENTS
 from kinemae.data_tools.stream.streamed_clips import StreamedClips
 from kinemae.data_tools.stream.tar_list import is_tars, open_tars
 from kinemae.data_tools.stream.training_clips import TrainingClips, sample_order
-
-_ARGUMENTS = {  # of `clips`, by key
-    "data.mixture, data.concatenate, data.weight and data.balance": "several shards or a weight",
-    "data.mixture": "shards",
-    "data.where": "where",
-    "data.weight": "weight",
-    "data.order": "order",
-    "batch.global_clips": "batch_size * processes",
-    "data.views_per_video": "views",
-}
-
-
-@contextmanager
-def _argument_names() -> Iterator[None]:
-    """Name the arguments of `clips` in error messages, in place of config keys."""
-    try:
-        yield
-    except (ValueError, DataError) as error:
-        text = str(error)
-        for key, argument in _ARGUMENTS.items():
-            text = text.replace(key, argument)
-        error.args = (text,)
-        raise
 
 
 def clips(  # noqa: PLR0913 - all but the first two by name
@@ -169,11 +147,7 @@ class ClipDataset(IterableDataset[Batch]):
         Raises:
             ValueError: a DataLoader with workers reads the clips, whose workers are ahead of the loop.
         """
-        if bool(self._begun.any()):
-            raise ValueError(
-                "state_dict: expected clips that this process reads, got a DataLoader with workers, which "
-                "read ahead; fix: kinemae.clips(..., workers=N) with num_workers=0"
-            )
+        check_read_here(self._begun)
         return {"clips": self._clips, **self._identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -221,10 +195,9 @@ class ClipDataset(IterableDataset[Batch]):
         """
         self._sample_order(self._place[1] or 1)
 
-    @_argument_names()
     def _sample_order(self, world: int) -> SampleOrder | None:
-        clips = self.reader.clips
-        return sample_order(build_order(self.order), clips.index, self._per_process * world // clips.views)
+        clips, order = self.reader.clips, build_order(self.order, key=ARGUMENTS.order)
+        return sample_order(order, clips.index, self._per_process * world // clips.views, ARGUMENTS)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_place": rank_and_world(self._place)}  # started processes are in no group
@@ -282,7 +255,6 @@ def _check_numbers(
     require(timeout_s > 0, "timeout_s", "be above 0", timeout_s)
 
 
-@_argument_names()
 def _training_clips(
     shards: Sources, where: str | None, weight: str | None, columns: Sequence[str], settings: dict[str, Any]
 ) -> tuple[TrainingClips, tuple[str, ...]]:
@@ -302,7 +274,7 @@ def _open(
         require(is_weighted, "shards", "be a folder, or folders with weights above 0", dict(shards))
     elif not isinstance(shards, str | Path):
         require(len(shards) > 0, "shards", "name at least one folder", list(shards))
-    source = open_source(shards, where=where, weight=weight)
+    source = open_source(shards, where=where, weight=weight, names=ARGUMENTS)
     for index in source.sets.values() if isinstance(source, SeveralSets) else (source,):
         check_columns(index, columns, key="columns")
     return source
@@ -316,7 +288,6 @@ def _augmentation(given: AugmentConfig | Mapping[str, Any] | bool) -> AugmentCon
     return AugmentConfig() if given else NO_AUGMENTATION
 
 
-@_argument_names()
 def _dataset(
     reader: ClipReader,
     workers: int,

@@ -83,6 +83,22 @@ class ClipReader:
         return values
 
 
+def check_read_here(begun: Tensor) -> None:
+    """Reject a state of clips that other processes read.
+
+    Args:
+        begun: iterations that each worker of a DataLoader has begun.
+
+    Raises:
+        ValueError: a worker has begun one; workers are ahead of the loop.
+    """
+    if bool(begun.any()):
+        raise ValueError(
+            "state_dict: expected clips that this process reads, got a DataLoader with workers, which "
+            "read ahead; fix: kinemae.clips(..., workers=N) with num_workers=0"
+        )
+
+
 def rank_and_world(place: tuple[int | None, int | None]) -> tuple[int, int]:
     """Number of this process and number of all processes; None: those of torch or of the launcher.
 

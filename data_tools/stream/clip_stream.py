@@ -17,6 +17,7 @@ from kinemae.data_tools.stream.clip_reader import (
     Batch,
     ClipReader,
     ReadBatch,
+    check_read_here,
     checked_batches,
     rank_and_world,
 )
@@ -96,11 +97,7 @@ class ClipStream(IterableDataset[Batch]):
         Raises:
             ValueError: a DataLoader with workers reads the clips.
         """
-        if bool(self._begun.any()):
-            raise ValueError(
-                "state_dict: expected clips that this process reads, got a DataLoader with workers, which "
-                "read ahead; fix: kinemae.clips(..., workers=N) with num_workers=0"
-            )
+        check_read_here(self._begun)
         rank, world = rank_and_world(self._place)
         done = self._start.plus(self._done)
         ranks = [rank]

@@ -17,6 +17,7 @@ from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.stream.order import class_quotas, mixture_position, mixture_quotas, sample_at
+from kinemae.data_tools.stream.setting_names import CONFIG_KEYS, SettingNames
 from kinemae.data_tools.stream.weighted_sampling import SystematicSampling
 
 
@@ -76,12 +77,21 @@ class Concatenation(SeveralSets):
 
     Args:
         weight: the name of a column; None samples evenly. See `SystematicSampling`.
+        names: of the settings, for errors.
     """
 
-    def __init__(self, sets: Mapping[str, ShardIndex], *, weight: str | None = None):
+    def __init__(
+        self,
+        sets: Mapping[str, ShardIndex],
+        *,
+        weight: str | None = None,
+        names: SettingNames = CONFIG_KEYS,
+    ):
         super().__init__(sets, weight)
         self._begins = (0, *accumulate(self.sizes))
-        self._sampling = None if weight is None else SystematicSampling([*sets.values()], weight)
+        self._sampling = (
+            None if weight is None else SystematicSampling([*sets.values()], weight, names=names)
+        )
 
     def renamed(self, names: Mapping[str, str]) -> "Concatenation":
         """See `SeveralSets.renamed`."""
@@ -101,19 +111,31 @@ class Mixture(SeveralSets):
     Args:
         weights: of the data sets.
         weight: the name of a column; samples of each set come in proportion to it. None samples evenly.
+        names: of the settings, for errors.
 
     Attributes:
         sets: the data sets by name.
         quotas: positions of each data set in a block, see `order.mixture_position`.
+
+    Raises:
+        ValueError: a weight of a data set that is too small beside the others, or see `SystematicSampling`.
     """
 
     def __init__(
-        self, sets: Mapping[str, ShardIndex], weights: Mapping[str, float], *, weight: str | None = None
+        self,
+        sets: Mapping[str, ShardIndex],
+        weights: Mapping[str, float],
+        *,
+        weight: str | None = None,
+        names: SettingNames = CONFIG_KEYS,
     ):
         super().__init__(sets, weight)
         self._weights = dict(weights)
-        self.quotas = mixture_quotas([weights[name] for name in sets])
-        self.parts = [Concatenation({name: index}, weight=weight) for name, index in sets.items()]
+        try:
+            self.quotas = mixture_quotas([weights[name] for name in sets])
+        except ValueError as error:
+            raise ValueError(f"{names.mixture}: {error}") from error
+        self.parts = [Concatenation({name: each}, weight=weight, names=names) for name, each in sets.items()]
 
     def renamed(self, names: Mapping[str, str]) -> "Mixture":
         """See `SeveralSets.renamed`."""
@@ -129,7 +151,7 @@ class Mixture(SeveralSets):
 Sources = str | Path | Sequence[str | Path] | Mapping[str, float]
 
 
-def open_source(
+def open_source(  # noqa: PLR0913 - all but the first by name
     shards: Sources,
     *,
     where: str | None = None,
@@ -137,6 +159,7 @@ def open_source(
     cache: Cache | None = None,
     check_shards: bool = True,
     outage_s: float | None = None,
+    names: SettingNames = CONFIG_KEYS,
 ) -> ShardIndex | SeveralSets:
     """Open the data of a run.
 
@@ -146,6 +169,7 @@ def open_source(
         weight: a column: samples come in proportion to it.
         cache: cache of remote shards.
         check_shards, outage_s: see `open_index`; one process of a job checks the shards.
+        names: of the settings, for errors.
 
     Raises:
         ValueError: a wrong condition or column, a folder that is named twice, or a weight of a folder that is
@@ -155,22 +179,17 @@ def open_source(
 
     def open_set(folder: str | Path) -> ShardIndex:
         index = open_index(folder, cache=cache, check_shards=check_shards, outage_s=outage_s)
-        return select_rows(index, where)
+        return select_rows(index, where, key=names.where)
 
     if isinstance(shards, str | Path):
         index = open_set(shards)
-        return index if weight is None else Concatenation({str(shards): index}, weight=weight)
-    _check_different(
-        [*map(str, shards)], "data.mixture" if isinstance(shards, Mapping) else "data.concatenate"
-    )
+        return index if weight is None else Concatenation({str(shards): index}, weight=weight, names=names)
+    _check_different([*map(str, shards)], names.mixture if isinstance(shards, Mapping) else names.concatenate)
     # Sorted, so that the order in the config has no effect.
     sets = {folder: open_set(folder) for folder in sorted(map(str, shards))}
     if not isinstance(shards, Mapping):
-        return Concatenation(sets, weight=weight)
-    try:
-        return Mixture(sets, shards, weight=weight)
-    except ValueError as error:
-        raise ValueError(f"data.mixture: {error}") from error
+        return Concatenation(sets, weight=weight, names=names)
+    return Mixture(sets, shards, weight=weight, names=names)
 
 
 def _check_different(folders: Sequence[str], key: str) -> None:

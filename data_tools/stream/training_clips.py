@@ -20,6 +20,7 @@ from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, check_stride, training_timestamps_s
 from kinemae.data_tools.stream.mixture import LocatedSample, Source, data_sets, locate_sample
 from kinemae.data_tools.stream.read_ahead import Request
+from kinemae.data_tools.stream.setting_names import CONFIG_KEYS, SettingNames
 from kinemae.data_tools.stream.video_reader import (
     decode_sample,
     error_context,
@@ -220,20 +221,21 @@ class TrainingClips:
             return timestamps_s, views
 
 
-def sample_order(order: Order | None, source: Source, videos_per_step: int) -> SampleOrder | None:
+def sample_order(
+    order: Order | None, source: Source, videos_per_step: int, names: SettingNames = CONFIG_KEYS
+) -> SampleOrder | None:
     """Adapt an order to a data set; None for random order.
+
+    Args:
+        names: of the settings, for errors.
 
     Raises:
         ValueError: the order cannot be used with this data.
     """
     if order is None or not order.is_local:
         return None
-    require(
-        isinstance(source, ShardIndex),
-        "data.order.name",
-        "be random with data.mixture, data.concatenate, data.weight and data.balance",
-        "blocks",
-    )
+    is_one = isinstance(source, ShardIndex)
+    require(is_one, f"{names.order}.name", f"be random with {names.unordered}", "blocks")
     assert isinstance(source, ShardIndex)
     shards = source.shards
     facts = OrderFacts(
@@ -241,5 +243,5 @@ def sample_order(order: Order | None, source: Source, videos_per_step: int) -> S
         bytes_per_sample=shards.bytes / max(int(shards.column("samples").sum()), 1),
         videos_per_step=videos_per_step,
     )
-    order.check(facts)
+    order.check(facts, names)
     return SampleOrder(order=order, facts=facts)

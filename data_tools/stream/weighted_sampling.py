@@ -8,6 +8,7 @@ from kinemae.data_tools.command import DataError
 from kinemae.data_tools.conditions import check_columns
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.randomness import derived_seed
+from kinemae.data_tools.stream.setting_names import CONFIG_KEYS, SettingNames
 
 _BLOCK = 1024  # samples whose weights are summed; only the sums are in memory
 _LARGEST = 1 << 30  # weights become integers up to this one, so that every machine computes equal sums
@@ -25,19 +26,20 @@ class SystematicSampling:
     Args:
         indexes: data sets that are sampled as one.
         column: the name of their column of weights.
+        names: of the settings, for errors.
 
     Raises:
         ValueError: a data set has no such column, or one of text.
         DataError: a weight is missing, negative or infinite, or all are 0.
     """
 
-    def __init__(self, indexes: Sequence[ShardIndex], column: str, *, key: str = "data.weight"):
+    def __init__(self, indexes: Sequence[ShardIndex], column: str, *, names: SettingNames = CONFIG_KEYS):
         self._indexes, self._column = tuple(indexes), column
         for index in indexes:
-            _check_kind(index, column, key)
-        largest = max(self._checked(number, begin, key).max() for number, begin in self._blocks())
+            _check_kind(index, column, names.weight)
+        largest = max(self._checked(number, begin, names).max() for number, begin in self._blocks())
         if largest == 0:
-            raise DataError(f"{key}={column}: expected a weight above 0 in {indexes[0].folder}, got none")
+            raise DataError(f"{names.weight}={column}: expected a weight above 0 in {indexes[0].folder}, got none")
         self._largest = largest
         sums = [self._integers(number, begin).sum() for number, begin in self._blocks()]
         self._ends = np.cumsum([0, *sums], dtype=np.int64)
@@ -64,16 +66,16 @@ class SystematicSampling:
         index = self._indexes[number]
         return index.column_range(self._column, begin, min(begin + _BLOCK, len(index)))
 
-    def _checked(self, number: int, begin: int, key: str) -> np.ndarray:
+    def _checked(self, number: int, begin: int, names: SettingNames) -> np.ndarray:
         """The weights of a block, none of which is missing, negative or infinite."""
         weight_R = self._weights(number, begin)
         bad_R = ~((weight_R >= 0) & np.isfinite(weight_R))
         if bad_R.any():
             index, row = self._indexes[number], int(np.argmax(bad_R))
             raise DataError(
-                f"{key}={self._column}: expected a number of 0 or more, got {weight_R[row]} for the sample "
+                f"{names.weight}={self._column}: expected a number of 0 or more, got {weight_R[row]} for the sample "
                 f"{index.sample(begin + row).key} of {index.folder}; fix: correct the column, or leave such "
-                f"samples out with data.where='{self._column} >= 0'"
+                f"samples out with {names.where}='{self._column} >= 0'"
             )
         return weight_R
 

@@ -166,7 +166,9 @@ def test_columns_belong_to_the_clips_also_of_a_mixture(shards, synth_shards):
         ({"shards": {}}, "shards must be a folder, or folders with weights above 0, got {}"),
         ({"shards": {"train": -1.0}}, "shards must be .*, got {'train': -1.0}"),
         ({"order": None}, "order must be a name, or a mapping with name and args, got None"),
-        ({"order": "block"}, "^no order named 'block'|^order"),
+        ({"order": "block"}, r"^order\.name: no order named 'block'"),
+        ({"order": {"name": "blocks", "args": {"window": 1}}}, r"^order\.args\.window must be at least 2"),
+        ({"order": "blocks", "weight": "length"}, r"^order\.name must be random with several shards or a w"),
         ({"where": "nota > 1"}, "^where: expected columns of"),
         ({"weight": "nota"}, "^weight: expected columns of"),
         ({"workers": -1}, "workers must be at least 0, got -1"),
@@ -181,6 +183,11 @@ def test_columns_belong_to_the_clips_also_of_a_mixture(shards, synth_shards):
 def test_wrong_settings_are_errors(shards, settings, message):
     with pytest.raises(ValueError, match=message):
         kinemae.clips(**{"shards": shards, "clip": CLIP, **settings})
+
+
+def test_a_folder_that_is_named_twice_is_an_error(shards):
+    with pytest.raises(ValueError, match="^shards: expected each folder once"):
+        kinemae.clips([shards, shards], CLIP)
 
 
 def test_wrong_processes_and_too_large_batches_are_errors(shards, monkeypatch):
