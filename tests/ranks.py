@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
+from kinemae.pretrain.runtime.metrics import read_metrics
 from tests.forked import ForkedPython
 
 _PATIENCE_S = 600.0
@@ -49,6 +50,15 @@ def run_ranks(world: int, *command: str) -> None:
     finally:
         for rank in ranks:
             rank.kill()
+
+
+def keys_by_step(run_dir: Path) -> dict[int, list[str]]:
+    """Sample keys from the logs of all ranks."""
+    found: dict[int, list[str]] = {}
+    for path in sorted((run_dir / "samples").glob("rank-*.jsonl")):
+        for line in read_metrics(path):
+            found.setdefault(line["step"], []).extend(line["keys"])
+    return found
 
 
 class Ranks:

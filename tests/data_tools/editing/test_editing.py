@@ -4,34 +4,19 @@ import io
 import pickle
 import shutil
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kinemae.data_tools.__main__ import PROGRAM
-from kinemae.data_tools.command import run_program
 from kinemae.data_tools.data_set_files import DataSetChange
 from kinemae.data_tools.exit_codes import EXIT_CONFIG, EXIT_DATA
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.verify.command import verify
+from tests.data_tools.editing.conftest import Run
 from tests.label_index import label_index
 from tests.sharding import contents, encoded, moving, shard, video_bytes
-
-Run = Callable[..., str]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `kinemae data`; return its log."""
-
-    def run(*words: object, code: int = 0) -> str:
-        assert run_program(PROGRAM, [str(word) for word in words]) == code, capsys.readouterr().err
-        return capsys.readouterr().err
-
-    return run
 
 
 @pytest.fixture

@@ -1,33 +1,19 @@
 """Folders that changes write: what they hold already is neither replaced, hidden nor repeated."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kinemae.data_tools.__main__ import PROGRAM
-from kinemae.data_tools.command import run_program
 from kinemae.data_tools.data_set_files import DataSetChange
 from kinemae.data_tools.exit_codes import EXIT_DATA
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.storage.location import location
+from tests.data_tools.editing.conftest import Run
 from tests.label_index import label_index
 from tests.sharding import contents, video_bytes
-
-Run = Callable[..., str]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `kinemae data`; return its log."""
-
-    def run(*words: object, code: int = 0) -> str:
-        assert run_program(PROGRAM, [str(word) for word in words]) == code, capsys.readouterr().err
-        return capsys.readouterr().err
-
-    return run
 
 
 @pytest.mark.parametrize(

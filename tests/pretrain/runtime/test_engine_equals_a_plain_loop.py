@@ -1,11 +1,9 @@
 """Samples and losses equal a plain PyTorch loop for one or two processes, any launcher, any ZeRO stage."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime.metrics import read_metrics
 from kinemae.pretrain.training import make_plan
 from tests.forked import REPO, run_forked
-from tests.ranks import free_port, run_ranks
+from tests.ranks import free_port, keys_by_step, run_ranks
 
 STEPS = 6
 TOLERANCE = 1e-5
@@ -64,14 +62,6 @@ def plain_keys(config: PretrainConfig) -> dict[int, list[str]]:
     return {
         step: sorted(clips.batch(range(step * size, (step + 1) * size)).keys) for step in range(config.steps)
     }
-
-
-def keys_by_step(run_dir: Path) -> dict[int, list[str]]:
-    keys = defaultdict(list)
-    for path in (run_dir / "samples").glob("rank-*.jsonl"):
-        for line in path.read_text().splitlines():
-            keys[json.loads(line)["step"]] += json.loads(line)["keys"]
-    return {step: sorted(found) for step, found in keys.items()}
 
 
 def with_a_launcher(*command: str) -> Callable[..., None]:
@@ -128,4 +118,5 @@ def test_every_topology_gives_the_samples_and_losses_of_a_plain_loop(
     metrics = read_metrics(run_dir / "metrics.jsonl")
     shutil.move(run_dir, run_dir.with_name("done"))  # the reference must not find a run to continue
     assert [line["loss"] for line in metrics] == pytest.approx(plain_losses(config), abs=TOLERANCE)
-    assert keys_by_step(run_dir.with_name("done")) == plain_keys(config)
+    keys = keys_by_step(run_dir.with_name("done"))
+    assert {step: sorted(found) for step, found in keys.items()} == plain_keys(config)

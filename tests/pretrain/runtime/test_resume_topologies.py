@@ -18,7 +18,7 @@ from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime.metrics import read_metrics
 from kinemae.pretrain.training import make_plan, run_pretraining
 from tests.pretrain.runtime.test_resume import start, wait_for_step
-from tests.ranks import start_ranks
+from tests.ranks import keys_by_step, start_ranks
 from tests.seeds import SEED
 
 STEPS, CLIPS = 14, 12
@@ -35,15 +35,6 @@ def line_of_samples(config: PretrainConfig, count: int) -> Iterator[str]:
     for place in range(count):
         epoch, i = divmod(place, len(index))
         yield index.sample(sample_at(config.seed, epoch, i, len(index))).key
-
-
-def keys_by_step(run_dir: Path) -> dict[int, list[str]]:
-    """Sample keys from the logs of all ranks."""
-    found: dict[int, list[str]] = {}
-    for path in sorted((run_dir / "samples").glob("rank-*.jsonl")):
-        for line in read_metrics(path):
-            found.setdefault(line["step"], []).extend(line["keys"])
-    return found
 
 
 def steps_saved(run_dir: Path) -> list[int]:

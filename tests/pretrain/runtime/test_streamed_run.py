@@ -12,17 +12,9 @@ from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime.metrics import read_metrics
 from kinemae.pretrain.training import make_plan, run_pretraining
 from tests.data_tools.stream.tars import SAMPLES, key, write_tars
-from tests.ranks import run_ranks
+from tests.ranks import keys_by_step, run_ranks
 
 ALL = {key(tar, sample) for tar in range(4) for sample in range(SAMPLES)}
-
-
-def keys_by_step(run_dir: Path) -> dict[int, list[str]]:
-    found: dict[int, list[str]] = {}
-    for path in sorted((run_dir / "samples").glob("rank-*.jsonl")):
-        for line in read_metrics(path):
-            found.setdefault(line["step"], []).extend(line["keys"])
-    return found
 
 
 def keys_of(found: dict[int, list[str]], steps: range) -> list[str]:
