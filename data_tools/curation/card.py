@@ -19,6 +19,7 @@ import yaml
 from kinemae.data_tools.command import log
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.curation.frame_stats import COLUMNS
+from kinemae.data_tools.manifest.videos import PROVENANCE
 from kinemae.data_tools.report.collection import Collection, open_collection
 from kinemae.data_tools.report.duplicates import exact_duplicates
 from kinemae.data_tools.report.figures import short, size_text, time_text
@@ -27,12 +28,6 @@ from kinemae.data_tools.report.tables import class_counts, extra_columns, origin
 from kinemae.data_tools.storage.location import location
 
 UNKNOWN = "unknown"
-# Columns of provenance by convention, with other spellings.
-PROVENANCE = {
-    "license": ("license", "licence"),
-    "source_url": ("source_url", "source", "url"),
-    "consent": ("consent",),
-}
 _SHOWN = 30
 _QUANTILES = (0.05, 0.5, 0.95)
 _SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))

@@ -15,6 +15,12 @@ VIDEO_EXTENSIONS = frozenset(
 )
 IMAGE_EXTENSIONS = frozenset("bmp jpeg jpg png ppm tif tiff webp".split())  # noqa: SIM905
 SPLITS = ("train", "validation", "test", "unlabelled")
+PROVENANCE = {
+    "license": ("license", "licence"),
+    "source_url": ("source_url", "source", "url"),
+    "consent": ("consent",),
+}
+"""Columns of provenance by convention, with their spellings. Their values hold for each part of a video."""
 _SPLIT_NAMES = {
     **{name: name for name in SPLITS},
     "val": "validation",

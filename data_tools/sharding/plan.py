@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from kinemae.data_tools.command import DataError, log
@@ -15,7 +16,7 @@ from kinemae.data_tools.curation.frame_stats import COLUMNS
 from kinemae.data_tools.encoding.resample import SegmentRules
 from kinemae.data_tools.layouts.base import Layout
 from kinemae.data_tools.manifest.class_map import class_list, read_classes, sorted_classes, warn_of_labels
-from kinemae.data_tools.manifest.videos import Manifest, SourceVideo
+from kinemae.data_tools.manifest.videos import PROVENANCE, Manifest, SourceVideo
 from kinemae.data_tools.pool import TIMEOUT_S, Engine, check_engine
 from kinemae.data_tools.sharding.detect_source import check_not_empty, detect_source, warn_of_one_class
 from kinemae.data_tools.sharding.parts import Part, parse_part
@@ -25,8 +26,7 @@ from kinemae.data_tools.sources.base import Source
 from kinemae.data_tools.storage.location import Location
 
 _AUTO, _AUTO_S = "auto", 10.0
-# Columns that hold for each part of a video.
-_PROVENANCE = {"licence", "license", "source_url", "consent"}
+_PROVENANCE = {*chain(*PROVENANCE.values())}
 # Keys that do not change the stored bytes.
 _NO_EFFECT = (
     *("workers", "timeout_s", "work_dir", "retry_rejected", "leaks", "max_bad_fraction"),

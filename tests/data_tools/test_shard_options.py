@@ -126,7 +126,7 @@ def test_by_default_videos_without_label_are_cut_after_10_s(
     for name, frames in (("long", 70), ("noted", 70), ("short", 14), ("labelled", 70)):
         (tmp_path / f"{name}.mp4").write_bytes(encoded(moving(frames, 16, 16), rate=Fraction(1)))
     found = []
-    lines = ["path,licence,note", "long.mp4,MIT,", "noted.mp4,,x", "short.mp4,,"]
+    lines = ["path,licence,url,note", "long.mp4,MIT,x.org,", "noted.mp4,,,x", "short.mp4,,,"]
     for name, some in (("plain", lines), ("labels", ["path,label", "labelled.mp4,a"])):
         listing, out = table(tmp_path, f"{name}.csv", *some), tmp_path / f"out-{name}"
         assert shard(listing, out, f"layout.name={layout}", "validation_fraction=0") == 0
