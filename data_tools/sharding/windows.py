@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,7 @@ class WindowLog:
         if self._copies is not None and not self.file.exists():
             copies = [(self._copies / name).read() for name in self._copies.list(_COPY_ENDING)]
             self.file.write_bytes(b"".join(copies))
-        self._drop_unusable(output)
-        for window in self.windows():
-            self._count(window)
+        self._restore(output)
 
     def add(self, window: Window) -> None:
         """Append a window, durably."""
@@ -127,27 +126,29 @@ class WindowLog:
                 if line.endswith(b"\n"):
                     yield _parse(json.loads(line)), end
 
-    def _drop_unusable(self, output: Output) -> None:
-        """Drop the windows from the first one on whose shards are missing, and an incomplete last line."""
-        sizes: dict[str, dict[str, int | None]] = {}
-        ends, total = [0], 0
+    def _restore(self, output: Output) -> None:
+        """Count the windows on disk. From the first one whose shards are missing on, they are dropped.
+
+        An incomplete last line is dropped, too.
+        """
+        sizes = cache(output.shard_sizes)
+        usable = total = usable_end = 0
         for window, end in self._lines():
-            if window.split not in sizes:
-                sizes[window.split] = output.shard_sizes(window.split)
-            found = sizes[window.split]
-            if len(ends) == total + 1 and all(found.get(one.name) == one.bytes for one in window.shards):
-                ends.append(end)
+            found = sizes(window.split)
+            if usable == total and all(found.get(one.name) == one.bytes for one in window.shards):
+                self._count(window)
+                usable, usable_end = usable + 1, end
             total += 1
-        if len(ends) <= total:
+        if usable < total:
             log.warning(
                 "%s: %d windows of finished shards are incomplete and are written again",
-                *(output.out, total + 1 - len(ends)),
+                *(output.out, total - usable),
             )
-            for number in range(len(ends) - 1, total):
+            for number in range(usable, total):
                 if self._copies is not None:
                     (self._copies / _copy_name(number)).remove()
         if self.file.exists():
-            os.truncate(self.file, ends[-1])
+            os.truncate(self.file, usable_end)
 
     def _count(self, window: Window) -> None:
         for name in window.contents:
