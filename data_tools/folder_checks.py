@@ -4,7 +4,8 @@ import difflib
 import itertools
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from kinemae.data_tools.command import DataError
@@ -60,31 +61,58 @@ def list_data_sets(folder: Location, mark: str) -> list[str]:
     return [name for name in sorted(_sizes(folder)) if "." not in name and (folder / name / mark).exists()]
 
 
-def check_shards_exist(folder: Location, shards: Mapping[str, int]) -> None:
-    """Reject a folder with missing or truncated shards, from one listing of it.
+def check_shards_exist(
+    data_sets: Iterable[tuple[Location, Mapping[str, int]]], *, fix: str = "copy the data set again"
+) -> None:
+    """Reject data sets with missing or truncated shards, from one listing of each folder.
 
     Args:
-        shards: sizes in bytes by name.
+        data_sets: the folder of each one, and the sizes in bytes of its shards by name.
 
     Raises:
         DataError: as above, or a remote folder names local files.
     """
-    for name in shards:
-        if folder.is_remote and "/" in name and not (folder / name).is_remote:
-            raise DataError(f"{folder}: expected remote shards in a remote index, got the local file {name}")
-    there = _sizes(folder)
-    inside = [name for name in shards if there and "/" not in name]
-    elsewhere = [place.path for name in shards if "/" in name and (place := folder / name).path is not None]
-    missing = [name for name in inside if name not in there]
-    missing += [str(path) for path in elsewhere if path is not None and not path.is_file()]
-    if missing:
-        raise DataError(f"{folder} lacks {len(missing)} of its shards, first {missing[0]}")
-    for name in inside:
-        if there[name] not in (shards[name], None):
+    listed = cache(_sizes)
+    for folder, shards in data_sets:
+        found = dict(_found_shards(folder, shards, listed))
+        if missing := [name for name in shards if name not in found]:
             raise DataError(
-                f"{folder / name}: expected {shards[name]} bytes, got {there[name]}: it was truncated or "
-                "changed after it was written; fix: copy it again"
+                f"{folder} lacks {len(missing)} of its shards, first {missing[0]}; fix: {fix}"
             )
+        for name, size in shards.items():
+            if found[name] not in (size, None):
+                raise DataError(
+                    f"{folder}: expected the shard {name} of {size} bytes, got {found[name]}: it was "
+                    f"truncated or changed after it was written; fix: {fix}"
+                )
+
+
+def _found_shards(
+    folder: Location, names: Iterable[str], listed: Callable[[Location], dict[str, int | None]]
+) -> Iterator[tuple[str, int | None]]:
+    """The shards that are there, with their sizes; None for an unknown size.
+
+    Remote shards of a local index are not looked up, because all of them may be in a cache.
+    """
+    for name in names:
+        parent, leaf = folder, name
+        if "/" in name:
+            place = folder / name
+            if place.path is not None:
+                if folder.is_remote:
+                    raise DataError(
+                        f"{folder}: expected remote shards in a remote index, got the local file {name}"
+                    )
+                if place.exists():
+                    yield name, place.size()
+                continue
+            above, _, leaf = place.url.rpartition("/")
+            parent = Location(above, place.retry_policy)
+        sizes = listed(parent) if parent.is_remote == folder.is_remote else {}
+        if not sizes:  # it cannot be listed
+            yield name, None
+        elif leaf in sizes:
+            yield name, sizes[leaf]
 
 
 def is_tar_pattern(place: Location) -> bool:

@@ -369,7 +369,7 @@ def open_index(
             f"{folder} holds no samples; fix: check the source and the reasons in {folder}/rejected.jsonl"
         )
     if check_shards:
-        check_shards_exist(folder, {shard.name: shard.bytes for shard in index.shards})
+        check_shards_exist([(folder, index.shards.sizes)])
     return index
 
 

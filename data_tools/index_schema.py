@@ -139,6 +139,12 @@ class ShardTable(Sequence[Shard]):
         return [*zip(names, digests, strict=True)]
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Size of each shard in bytes by name."""
+        names, sizes = (self.table.column(name).to_pylist() for name in ("name", "bytes"))
+        return dict(zip(names, sizes, strict=True))
+
+    @property
     def bytes(self) -> int:
         """Size of all shards."""
         return int(self.column("bytes").sum())

@@ -5,7 +5,6 @@ kinemae data merge OUT/parts OUT
 
 import argparse
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +17,8 @@ from kinemae.data_tools.editing.arguments import folders_and_overrides
 from kinemae.data_tools.editing.merge import MergeConfig, merge
 from kinemae.data_tools.editing.sets import open_sources
 from kinemae.data_tools.files import to_json_text, to_jsonl
-from kinemae.data_tools.index import DATASET_NAME, REJECTED_NAME, ShardIndex, open_index
+from kinemae.data_tools.folder_checks import check_shards_exist
+from kinemae.data_tools.index import DATASET_NAME, REJECTED_NAME, open_index
 from kinemae.data_tools.manifest.class_map import CLASSES_NAME, warn_of_absent_classes
 from kinemae.data_tools.manifest.videos import SPLITS
 from kinemae.data_tools.sharding.parts import STATE_NAME, Part, part_in
@@ -67,7 +67,10 @@ def merge_parts(parts: _Parts, out: Location, config: MergeConfig) -> None:
         for split in SPLITS
     }
     splits = {split: found for split, found in indexes.items() if found}
-    _check_shards([index for found in splits.values() for index in found])
+    check_shards_exist(
+        ((index.folder, index.shards.sizes) for found in splits.values() for index in found),
+        fix="remove this folder and run its part again",
+    )
     total = sum(state["videos"] for state in states)
     limits = states[0]["limits"]
     _write_lists(parts, out, tuple(splits), total=total, max_bad_fraction=limits["max_bad_fraction"])
@@ -119,27 +122,6 @@ def _state(place: Location) -> dict[str, Any]:
         return {}
     state: dict[str, Any] = json.loads((place / STATE_NAME).read())
     return state
-
-
-def _check_shards(indexes: Sequence[ShardIndex]) -> None:
-    """Check that all shards are there, with one listing of each folder.
-
-    Raises:
-        DataError: a shard is missing or has another size.
-    """
-    folders: dict[str, list[tuple[str, int, Location]]] = defaultdict(list)
-    for index in indexes:
-        for shard in index.shards:
-            parent, _, name = (index.folder / shard.name).url.rpartition("/")
-            folders[parent].append((name, shard.bytes, index.folder))
-    for parent, shards in folders.items():
-        sizes = Location(parent).list_sizes()
-        for name, size, folder in shards:
-            if sizes.get(name) != size:
-                raise DataError(
-                    f"{folder}: expected the shard {name} of {size} bytes, got {sizes.get(name)}; "
-                    "fix: remove this folder and run its part again"
-                )
 
 
 def _write_lists(

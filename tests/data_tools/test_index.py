@@ -139,9 +139,8 @@ def test_a_pickled_index_is_small_and_maps_the_same_file(folder: Path):
 
 def test_a_truncated_shard_is_named_before_reading(folder: Path):
     (folder / "shard-000000.tar").write_bytes(b"ta")
-    with pytest.raises(
-        DataError, match=r"shard-000000.tar: expected 3 bytes, got 2: it was truncated or changed"
-    ):
+    message = r"expected the shard shard-000000.tar of 3 bytes, got 2: it was truncated or changed .*; fix: copy"
+    with pytest.raises(DataError, match=message):
         open_index(folder)
     assert len(open_index(folder, check_shards=False)) == 1
 
@@ -160,6 +159,9 @@ def test_shards_may_be_in_another_folder(folder: Path, tmp_path: Path):
     elsewhere.write_bytes(b"tar")
     write_index(folder, [SAMPLE], [Shard(name=str(elsewhere), samples=1, bytes=3, sha256="")], ["x", "y"], {})
     assert open_index(folder).shard_location(SAMPLE).path == elsewhere
+    elsewhere.write_bytes(b"ta")
+    with pytest.raises(DataError, match=r"expected the shard .*elsewhere/x.tar of 3 bytes, got 2"):
+        open_index(folder)
     elsewhere.unlink()
     with pytest.raises(DataError, match=r"lacks 1 of its shards, first .*elsewhere/x.tar"):
         open_index(folder)

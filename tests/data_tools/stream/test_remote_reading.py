@@ -176,10 +176,14 @@ def test_a_missing_or_truncated_shard_is_an_error_at_opening_if_the_store_lists(
     shard = folder / "shard-000001.tar"
     data = shard.read()
     shard.write(data[:-1])
-    with pytest.raises(
-        DataError, match=rf"shard-000001.tar: expected {len(data)} bytes, got {len(data) - 1}"
-    ):
+    message = rf"shard-000001.tar of {len(data)} bytes, got {len(data) - 1}: it was truncated or changed"
+    with pytest.raises(DataError, match=f"expected the shard {message}"):
         open_index(folder)
+    beside = location(f"{bucket}/beside", retry_policy=QUICK)
+    shards_of_both = [replace(each, name=f"../train/{each.name}") for each in open_index(shards).shards]
+    write_index(beside, [open_index(shards).sample(0)], shards_of_both, [], {})
+    with pytest.raises(DataError, match=rf"expected the shard ../train/{message}"):
+        open_index(beside)
     shard.remove()
     with pytest.raises(DataError, match=r"lacks 1 of its shards, first shard-000001.tar"):
         open_index(folder)
