@@ -21,7 +21,7 @@ from kinemae.data_tools.exit_codes import (
     EXIT_INTERRUPTED,
     EXIT_STUCK,
 )
-from kinemae.data_tools.overrides import ConfigError, check_overrides, parse_override
+from kinemae.data_tools.overrides import ConfigError, check_overrides, is_override, parse_override
 from kinemae.data_tools.packages import as_config_error
 
 log = logging.getLogger("kinemae")
@@ -89,7 +89,7 @@ class Command:
         run: called with the parsed arguments. Expected errors become one line and an exit code. Slow
             imports belong inside, see `lazy`, so that `--help` and usage errors are fast.
         positionals: (name, help) pairs.
-        optional: (name, help) of an optional last positional; without it, it may hold the first override.
+        optional: (name, help) of an optional last positional; None if an override is in its place.
         options: (flag, help) pairs of on/off switches.
         value_options: (flag, placeholder, help) of options with a value; the default is None.
         variadic: (name, help) of a last positional with one or more values, instead of overrides.
@@ -197,15 +197,25 @@ def parse_arguments(program: Program, argv: list[str]) -> argparse.Namespace:
     if chosen is not None and not chosen.takes_overrides and arguments.overrides:
         raise ConfigError(f"expected no further arguments, got {arguments.overrides[0]!r}")
     _reject_wrong_order(arguments, chosen)
+    if chosen is not None and chosen.optional is not None:
+        _separate_override(arguments, chosen.optional[0])
     check_overrides(arguments.overrides)
     return arguments
+
+
+def _separate_override(arguments: argparse.Namespace, optional: str) -> None:
+    """Move the first override, which argparse takes for an omitted optional positional."""
+    given = getattr(arguments, optional)
+    if given is not None and is_override(given):
+        arguments.overrides.insert(0, given)
+        setattr(arguments, optional, None)
 
 
 def _reject_wrong_order(arguments: argparse.Namespace, command: Command | None) -> None:
     """Reject an override before the config, and an option without its dashes."""
     given = getattr(arguments, "config", None) or ""  # None: an optional config that is not given
     bare = next((word for word in arguments.overrides if "=" not in word), None)
-    if "=" in given and bare is not None and not Path(given).exists():
+    if bare is not None and is_override(given):
         raise ValueError(
             f"expected a config file first, got the override {given!r}; "
             f"fix: write {bare} {shlex.quote(given)}"

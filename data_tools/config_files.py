@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kinemae.data_tools.command import Command, Program, lazy, run_program
-from kinemae.data_tools.overrides import ConfigError
+from kinemae.data_tools.overrides import ConfigError, is_override
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _SUFFIXES = (".yaml", ".yml")
@@ -39,7 +39,7 @@ def find_config(given: str, kind: str, *, commands: Sequence[str] = ()) -> Path:
         named = folder / f"{given.removeprefix(f'{kind}/')}.yaml"
         if path.suffix not in _SUFFIXES and named.is_file():
             return named
-    if "=" in given and not path.exists():
+    if is_override(given):
         raise ConfigError(
             f"expected a config file first, got the override {given!r}; fix: write CONFIG {given}"
         )

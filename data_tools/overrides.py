@@ -23,6 +23,7 @@ _YAML_HINTS = {
     "found character '\\t'": "; indent with spaces, not with tabs",
     "expected ',' or": "; is a bracket not closed?",
 }
+_KEY = re.compile(r"[^/:=]*=")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
@@ -39,6 +40,14 @@ def require(condition: bool, key: str, expected: str, given: object) -> None:
     """
     if not condition:
         raise ConfigError(f"{key} must {expected}, got {given!r}")
+
+
+def is_override(word: str) -> bool:
+    """Check whether a word that may be a path or a URL is an override: `KEY=...`, and no existing path.
+
+    `./KEY=...` is always a path.
+    """
+    return _KEY.match(word) is not None and not os.path.exists(word)  # of `Path`, a long name is an error
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

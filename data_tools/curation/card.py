@@ -66,12 +66,10 @@ class CardConfig:
 
 def run_card(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    out, overrides = arguments.out, list(arguments.overrides)
-    if out is not None and "=" in out:
-        out, overrides = None, [out, *overrides]
+    out = arguments.out
     if out is not None and not out.endswith(".md"):
         raise ValueError(f"OUT {out}: expected the name of a markdown file, as in {out}.md")
-    config = load_config(CardConfig, None, overrides)
+    config = load_config(CardConfig, None, arguments.overrides)
     folder = location(arguments.shards)
     if out is None and folder.path is None:
         raise ValueError(f"{folder} is remote: expected OUT; fix: `kinemae data card {folder} README.md`")

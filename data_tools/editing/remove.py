@@ -19,11 +19,8 @@ def run_remove(arguments: argparse.Namespace) -> None:
     Raises:
         DataError: a key that no sample has, or no sample would be left; nothing is changed.
     """
-    overrides = list(arguments.overrides)
-    if arguments.keys is not None:
-        is_override = "=" in arguments.keys
-        overrides.insert(0, arguments.keys if is_override else as_yaml_override("keys", arguments.keys))
-    config = load_config(SelectionConfig, None, overrides)
+    keys = [] if arguments.keys is None else [as_yaml_override("keys", arguments.keys)]
+    config = load_config(SelectionConfig, None, [*keys, *arguments.overrides])
     if not config.is_set:
         raise ValueError(
             "keys: expected a file of keys, or a condition, got none; fix: give KEYS, or where='CONDITION'"

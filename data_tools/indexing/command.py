@@ -108,8 +108,8 @@ class _Split:
 def run_index(arguments: argparse.Namespace) -> None:
     """Find the shards, read and check all of them, and write an index for each split."""
     root = location(arguments.shards)
-    out, overrides = _out(root, arguments.out, arguments.overrides)
-    settings = load_config(IndexConfig, None, overrides)
+    out = _out(root, arguments.out)
+    settings = load_config(IndexConfig, None, arguments.overrides)
     shards = find_shards(root, by_split=settings.by_split)
     _check_no_secrets(shards)
     folders = {split: out / split if split else out for split in sorted({s.split or "" for s in shards})}
@@ -307,17 +307,14 @@ def _counts(contents: Sequence[ShardContents]) -> dict[str, Any]:
     }
 
 
-def _out(root: Location, out: str | None, overrides: list[str]) -> tuple[Path, list[str]]:
-    """OUT and the overrides; argparse may have taken the first override for OUT."""
-    if out is not None and "=" in out and not Path(out).is_dir():
-        overrides = [out, *overrides]
-        out = None
+def _out(root: Location, out: str | None) -> Path:
+    """The folder of the index: OUT, or that of the tars."""
     if out is None and (root.path is None or not root.path.is_dir()):
         raise ValueError(f"SHARDS {root}: expected a local folder, or OUT for the index; fix: add OUT")
     place = location(out or root)
     if place.path is None:
         raise ValueError(f"OUT {place}: expected a local folder, got a URL; fix: upload the index afterwards")
-    return place.path, overrides
+    return place.path
 
 
 def _check_no_secrets(shards: Sequence[InputShard]) -> None:

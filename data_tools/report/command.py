@@ -16,7 +16,7 @@ from kinemae.data_tools.command import log
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.report.collection import open_collection
 from kinemae.data_tools.report.content import gather
-from kinemae.data_tools.report.render import render, split_out, write_page
+from kinemae.data_tools.report.render import page_file, render, write_page
 from kinemae.data_tools.report.sampled_videos import ReportConfig
 from kinemae.data_tools.storage.location import Location, location
 
@@ -26,9 +26,8 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 
 def run_report(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    given, overrides = split_out(arguments.out, arguments.overrides)
-    settings = load_config(ReportConfig, None, overrides)
-    folder = location(arguments.shards)
+    given, folder = page_file(arguments.out), location(arguments.shards)
+    settings = load_config(ReportConfig, None, arguments.overrides)
     out = given or _page_path(folder)
     content = gather(open_collection(folder), folder, settings)
     write_page(out, render(_TEMPLATE, content))

@@ -57,16 +57,12 @@ def write_page(out: Path, page: str) -> None:
         partial.replace(out)
 
 
-def split_out(given: str | None, overrides: list[str]) -> tuple[Path | None, list[str]]:
-    """Split the optional OUT.html of a command from its overrides; OUT may hold the first override.
+def page_file(out: str | None) -> Path | None:
+    """The optional OUT.html of a command.
 
     Raises:
         ValueError: OUT does not end in .html.
     """
-    if given and not given.endswith(".html"):
-        if "=" not in given:
-            raise ValueError(
-                f"OUT {given}: expected the name of a page, as in {Path(given).with_suffix('.html')}"
-            )
-        return None, [given, *overrides]
-    return (Path(given) if given else None), list(overrides)
+    if out and not out.endswith(".html"):
+        raise ValueError(f"OUT {out}: expected the name of a page, as in {Path(out).with_suffix('.html')}")
+    return Path(out) if out else None

@@ -59,10 +59,7 @@ class SearchConfig:
 
 def run_search(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    query, overrides = arguments.query, list(arguments.overrides)
-    if query is not None and "=" in query and not Path(query).exists():
-        query, overrides = None, [query, *overrides]
-    config = load_config(SearchConfig, None, overrides)
+    query, config = arguments.query, load_config(SearchConfig, None, arguments.overrides)
     if (query is None) != arguments.duplicates:
         given = "neither" if query is None else f"both, QUERY {query}"
         raise ValueError(f"expected QUERY or --duplicates, got {given}; fix: give one of them")

@@ -99,19 +99,20 @@ def prepare(config: ProbeConfig, processes: Processes) -> list[ProbedEncoder]:
 
 
 def load_probe_config(arguments: argparse.Namespace, fixed: Sequence[str]) -> ProbeConfig:
-    """The config; the optional positional may hold the first override."""
-    path, overrides = arguments.config, [*arguments.overrides]
-    if path is not None and "=" in path and not Path(path).exists():
-        path, overrides = None, [path, *overrides]
-    found = None if path is None else find_config(path, "finetune")
+    """The config of a probe.
+
+    Args:
+        fixed: overrides of the command, which the user may not change.
+    """
+    found = None if arguments.config is None else find_config(arguments.config, "finetune")
     for override in fixed:
         key, _, value = override.partition("=")
-        given = [each for each in overrides if each.partition("=")[0] == key and each != override]
+        given = [each for each in arguments.overrides if each.partition("=")[0] == key and each != override]
         if given:
             raise ValueError(
                 f"{key}: expected {value} or no such key, got {given[0]}; fix: use `finetune probe`"
             )
-    return load_config(ProbeConfig, found, [*overrides, *fixed])
+    return load_config(ProbeConfig, found, [*arguments.overrides, *fixed])
 
 
 def _plan(config: ProbeConfig, probed: Sequence[ProbedEncoder]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from kinemae.data_tools.command import CheckpointError, DataError, log
 from kinemae.data_tools.config import load_config, require
-from kinemae.data_tools.report.render import render, script_hash, split_out, write_page
+from kinemae.data_tools.report.render import page_file, render, script_hash, write_page
 from kinemae.finetune.report.comparison import gather_comparison
 from kinemae.finetune.report.content import gather
 from kinemae.finetune.report.run_files import read_run
@@ -39,9 +39,8 @@ class ReportConfig:
 
 def run_report(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    given, overrides = split_out(arguments.out, arguments.overrides)
-    settings = load_config(ReportConfig, None, overrides)
-    folder = Path(arguments.run_dir)
+    given, folder = page_file(arguments.out), Path(arguments.run_dir)
+    settings = load_config(ReportConfig, None, arguments.overrides)
     content = write_report(folder, given or folder / PAGE_NAME, settings)
     if arguments.json:
         sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")

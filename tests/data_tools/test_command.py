@@ -48,6 +48,28 @@ def test_a_command_gets_positionals_options_and_overrides():
     assert (seen[-1].out, seen[-1].dry_run, seen[-1].overrides) == ("here", True, ["a.b=1", "c=2"])
 
 
+@pytest.mark.parametrize(
+    ("word", "page"),
+    [
+        ("b=2", None),
+        ("b=" + "x" * 300, None),
+        ("where=a/b == 'https://c'", None),
+        ("here", "here"),
+        ("./b=2", "./b=2"),
+        ("made=1", "made=1"),
+        ("s3://bucket/b=2", "s3://bucket/b=2"),
+        ("https://host/x?b=2", "https://host/x?b=2"),
+    ],
+)
+def test_an_override_in_place_of_an_optional_positional_is_no_path(
+    word: str, page: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("made=1").touch()
+    assert run_program(program(optional=("page", "a file")), ["make", "out", word, "a.b=1"]) == 0
+    assert (seen[-1].page, seen[-1].overrides) == (page, ["a.b=1"] if page else [word, "a.b=1"])
+
+
 def test_a_program_of_one_unnamed_command_has_no_subcommand():
     only = Command(name="", help="run", example="x", run=remember, positionals=(("config", "a file"),))
     assert (
