@@ -15,6 +15,7 @@ first columns.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.data_tools.stream.loader import TrainingClips
+from kinemae.data_tools.stream.training_clips import RunClips
 from kinemae.pretrain.callbacks import Schedule, eval_mode
 from kinemae.pretrain.clip_grid import (
     FPS,
@@ -66,7 +67,7 @@ class ReconstructionLogger:
     """
 
     model: MaskedAutoencoder
-    clips: TrainingClips
+    clips: RunClips[Any]
     shown: range
     schedule: Schedule
     folder: Path

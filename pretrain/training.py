@@ -22,7 +22,7 @@ from kinemae.data_tools.stream.mixture import Mixture, SeveralSets, data_sets, o
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
 from kinemae.data_tools.stream.streamed_clips import StreamedClips
 from kinemae.data_tools.stream.tar_list import TarList, is_tars, open_tars
-from kinemae.data_tools.stream.training_clips import sample_order
+from kinemae.data_tools.stream.training_clips import RunClips, sample_order
 from kinemae.pretrain.builders import Components, build_components, build_model, token_selection
 from kinemae.pretrain.callbacks import Schedule
 from kinemae.pretrain.checkpoint_encoder import describe_run_encoder
@@ -232,7 +232,7 @@ def run_pretraining(plan: Plan) -> None:
     processes.barrier()
 
 
-def training_clips(plan: Plan, split: Annotate) -> TrainingClips:
+def training_clips(plan: Plan, split: Annotate) -> RunClips[Any]:
     """The clips of a run, annotated by `split`."""
     config = plan.config
     settings: dict[str, Any] = {

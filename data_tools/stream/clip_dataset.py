@@ -34,7 +34,7 @@ from kinemae.data_tools.stream.read_ahead import Request
 from kinemae.data_tools.stream.setting_names import ARGUMENTS
 from kinemae.data_tools.stream.streamed_clips import StreamedClips
 from kinemae.data_tools.stream.tar_list import is_tars, open_tars
-from kinemae.data_tools.stream.training_clips import TrainingClips, sample_order
+from kinemae.data_tools.stream.training_clips import RunClips, TrainingClips, sample_order
 
 
 def clips(  # noqa: PLR0913 - all but the first two by name
@@ -98,7 +98,7 @@ class ClipDataset(IterableDataset[Batch]):
 
     def __init__(  # noqa: PLR0913 - only `clips` calls it
         self,
-        reader: ClipReader,
+        reader: ClipReader[TrainingClips],
         workers: int,
         place: tuple[int | None, int | None],
         max_bad_fraction: float,
@@ -223,7 +223,7 @@ class ClipDataset(IterableDataset[Batch]):
 class _Steps:
     """The items of an iteration, see `worker.ItemReader`."""
 
-    reader: ClipReader
+    reader: ClipReader[TrainingClips]
     starts: range
     offset: int
     count: int
@@ -257,7 +257,7 @@ def _check_numbers(
 
 def _training_clips(
     shards: Sources, where: str | None, weight: str | None, columns: Sequence[str], settings: dict[str, Any]
-) -> tuple[TrainingClips, tuple[str, ...]]:
+) -> tuple[RunClips[Any], tuple[str, ...]]:
     """The clips, and the columns to look up in the index."""
     if is_tars(shards):
         assert not isinstance(shards, Mapping)
@@ -289,7 +289,7 @@ def _augmentation(given: AugmentConfig | Mapping[str, Any] | bool) -> AugmentCon
 
 
 def _dataset(
-    reader: ClipReader,
+    reader: ClipReader[Any],
     workers: int,
     place: tuple[int | None, int | None],
     limits: tuple[float, float],

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ from torch import distributed as dist
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.stream.batch import SkippedClip
-from kinemae.data_tools.stream.streamed_clips import StreamedClips
-from kinemae.data_tools.stream.training_clips import TrainingClips
+from kinemae.data_tools.stream.training_clips import RunClips, TrainingClips
 
 MAX_WORKERS = 1024
 """Workers of a DataLoader."""
@@ -22,6 +21,7 @@ _FEW_BAD_CLIPS = 10
 
 Batch = dict[str, Any]
 Transform = Callable[[Tensor], Any]
+Clips = TypeVar("Clips", bound=RunClips[Any])
 
 
 class ReadBatch(NamedTuple):
@@ -33,10 +33,10 @@ class ReadBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ClipReader:
+class ClipReader(Generic[Clips]):
     """Read clips at positions of the run, as dictionaries."""
 
-    clips: TrainingClips
+    clips: Clips
     batch_size: int | None
     transform: Transform | None
     columns: tuple[str, ...]
@@ -55,7 +55,7 @@ class ClipReader:
             changed = [self._transformed(*each) for each in zip(pixels, positions, strict=True)]
             pixels = torch.stack(changed) if isinstance(changed[0], Tensor) else changed
         batch = {
-            **(found.columns if isinstance(self.clips, StreamedClips) else self._column_values(positions)),
+            **(found.columns or self._column_values(positions)),
             "clip": pixels,
             "label": found.label_B,
             "weight": found.weight_B,
@@ -75,6 +75,9 @@ class ClipReader:
             return self.transform(clip_CTHW)
 
     def _column_values(self, positions: range) -> Batch:
+        """The values of `columns` in the index."""
+        if not isinstance(self.clips, TrainingClips):
+            return {}
         values: Batch = {name: [] for name in self.columns}
         for position in positions:
             found = self.clips.locate(position // self.clips.views)

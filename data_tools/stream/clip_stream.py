@@ -41,7 +41,7 @@ class ClipStream(IterableDataset[Batch]):
 
     def __init__(
         self,
-        reader: ClipReader,
+        reader: ClipReader[StreamedClips],
         workers: int,
         place: tuple[int | None, int | None],
         max_bad_fraction: float,
@@ -63,21 +63,21 @@ class ClipStream(IterableDataset[Batch]):
             function: gets and returns a dictionary as in webdataset: "__key__", "__url__", and the bytes of
                 each member by its extension. With workers it must be a function of a module.
         """
-        return self._changed(self._clips_of().with_hook(("map", function)))
+        return self._changed(self.reader.clips.with_hook(("map", function)))
 
     def select(self, predicate: Callable[[RawSample], bool]) -> "ClipStream":
         """Keep the samples for which a function is true; see `map`."""
-        return self._changed(self._clips_of().with_hook(("select", predicate)))
+        return self._changed(self.reader.clips.with_hook(("select", predicate)))
 
     def shuffle(self, buffer: int) -> "ClipStream":
         """Set the number of samples from which each worker draws; 1 keeps the order of the tar."""
         require(buffer >= 1, "shuffle", "be at least 1", buffer)
-        return self._changed(self._clips_of().with_buffer(buffer))
+        return self._changed(self.reader.clips.with_buffer(buffer))
 
     def with_epoch(self, steps: int) -> "ClipStream":
         """End each iteration after a number of steps, which all processes must share."""
         require(steps >= 1, "with_epoch", "be at least 1 step", steps)
-        stream = self._changed(self._clips_of())
+        stream = self._changed(self.reader.clips)
         stream._steps = steps
         return stream
 
@@ -108,7 +108,7 @@ class ClipStream(IterableDataset[Batch]):
                 self._start.plus(number for numbers in of_all for number in numbers),
                 [*range(world)],
             )
-        clips = self._clips_of()
+        clips = self.reader.clips
         tars = done.as_json(clips.seed, len(clips.tars))
         return {"clips": self._clips, **self._identity(), "tars": tars, "ranks": ranks, "world": world}
 
@@ -164,7 +164,7 @@ class ClipStream(IterableDataset[Batch]):
 
     def _read(self, rank: int, world: int) -> Iterator[ReadBatch]:
         """Start to read; a worker of a DataLoader begins another epoch of the tars with each iteration."""
-        clips, worker, count = self._clips_of(), get_worker_info(), self.reader.batch_size or 1
+        clips, worker, count = self.reader.clips, get_worker_info(), self.reader.batch_size or 1
         own = TarSlice(rank=rank, world=world, done=self._start.plus(self._done))
         step_clips, first = count * world, self._clips
         if worker is not None:
@@ -188,10 +188,6 @@ class ClipStream(IterableDataset[Batch]):
         stream._reset(self._clips, self._start.plus(self._done))
         return stream
 
-    def _clips_of(self) -> StreamedClips:
-        assert isinstance(self.reader.clips, StreamedClips)
-        return self.reader.clips
-
     def _reset(self, clips: int, start: TarsDone) -> None:
         self._clips = clips  # of all processes, used so far
         self._start = start
@@ -201,7 +197,7 @@ class ClipStream(IterableDataset[Batch]):
         self._begun = torch.zeros(MAX_WORKERS, dtype=torch.int64).share_memory_()
 
     def _identity(self) -> dict[str, Any]:
-        clips = self._clips_of()
+        clips = self.reader.clips
         return {"seed": clips.seed, "views": clips.views, "data": clips.tars.identity}
 
 
@@ -214,7 +210,7 @@ class _StreamedSteps(SequentialReader[ReadBatch]):
         step_clips: from one step to its next one.
     """
 
-    reader: ClipReader
+    reader: ClipReader[StreamedClips]
     own: TarSlice
     first: int
     step_clips: int
@@ -225,7 +221,6 @@ class _StreamedSteps(SequentialReader[ReadBatch]):
 
     def for_worker(self, worker: int, workers: int) -> "_StepsOfWorker":
         """See `SequentialReader`."""
-        assert isinstance(self.reader.clips, StreamedClips)
         own = replace(self.own, skipped=frozenset(self._done))
         if workers > 1:
             own = replace(own, worker=worker, workers=workers)
@@ -239,7 +234,7 @@ class _StreamedSteps(SequentialReader[ReadBatch]):
 
 @dataclass(frozen=True)
 class _StepsOfWorker:
-    reader: ClipReader
+    reader: ClipReader[StreamedClips]
     first: int
     step_clips: int
 

@@ -9,7 +9,7 @@ indices. The number of workers and interruptions do not change it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,7 +22,7 @@ from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.data_tools.stream.read_ahead import ReadAhead, Request, reading_ahead
 from kinemae.data_tools.stream.streamed_clips import StreamedClips
-from kinemae.data_tools.stream.training_clips import Annotate, TrainingClips
+from kinemae.data_tools.stream.training_clips import Annotate, RunClips, TrainingClips
 from kinemae.data_tools.stream.worker import ItemReader, SequentialReader
 from kinemae.data_tools.stream.worker_pool import Prefetcher, WorkerPool
 
@@ -38,7 +38,7 @@ Item = TypeVar("Item")
 
 
 def training_loader(  # noqa: PLR0913 - coordinates of the run, all by name
-    clips: TrainingClips,
+    clips: RunClips[Any],
     plan: BatchPlan,
     *,
     rank: int,
@@ -120,7 +120,7 @@ def evaluation_loader(  # noqa: PLR0913 - coordinates of the run, all by name
 
 @dataclass(frozen=True)
 class _MicroBatches:
-    clips: TrainingClips
+    clips: RunClips[Any]
     plan: BatchPlan
     rank: int
     first_step: int

@@ -22,20 +22,30 @@ from kinemae.data_tools.stream.weighted_sampling import SystematicSampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocatedSample:
+class FoundSample:
     """The sample at a position of the run.
 
     Attributes:
-        index: its data set.
-        position: in that index.
+        sample: its row of the index.
         key: its key in the run; with several data sets the folder and the sample's key.
+        position: in its index; -1 without an index.
+    """
+
+    sample: Sample
+    key: str
+    position: int = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocatedSample(FoundSample):
+    """A sample of an index.
+
+    Attributes:
+        index: its data set.
         block: its neighbours that are read soon, see `Order.block`.
     """
 
     index: ShardIndex
-    position: int
-    sample: Sample
-    key: str
     block: Block | None = None
 
 
@@ -236,11 +246,10 @@ Source = ShardIndex | SeveralSets | BalancedClasses
 
 
 def data_sets(source: Source) -> Iterable[ShardIndex]:
-    """The data sets of a source; none of tars without an index."""
+    """The data sets of a source."""
     if isinstance(source, SeveralSets):
         return source.sets.values()
-    index = source.index if isinstance(source, BalancedClasses) else source
-    return [index] if isinstance(index, ShardIndex) else []
+    return [source.index if isinstance(source, BalancedClasses) else source]
 
 
 def locate_sample(

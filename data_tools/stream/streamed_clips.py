@@ -19,9 +19,10 @@ from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import probe
 from kinemae.data_tools.stream.frame_sampling import is_too_small_a_stride, last_frame_s
+from kinemae.data_tools.stream.mixture import FoundSample
 from kinemae.data_tools.stream.tar_list import TarList, TarsDone, TarSlice
 from kinemae.data_tools.stream.tar_reader import Hook, RawSample, TarReader, video_members
-from kinemae.data_tools.stream.training_clips import Frames, TrainingClips
+from kinemae.data_tools.stream.training_clips import Frames, RunClips
 from kinemae.data_tools.stream.video_reader import error_context
 from kinemae.data_tools.stream.views import View
 from kinemae.data_tools.stream.yuv_planes import yuv_frames_at
@@ -34,11 +35,10 @@ _DECODED: dict[str, Callable[[bytes], Any]] = {"json": json.loads, "txt": bytes.
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamedSample:
+class StreamedSample(FoundSample):
     """A sample of a stream.
 
     Attributes:
-        position: -1, since there is no index.
         sample: without properties of the video until they are known, see `StreamedClips`.
         key: name of the tar and key of the sample.
         video: the bytes.
@@ -47,16 +47,13 @@ class StreamedSample:
         label: the class in a KEY.json of `kinemae data shard`.
     """
 
-    sample: Sample
-    key: str
     video: bytes
     problem: str = ""
     is_counted: bool = False
     label: str | None = None
-    position: int = -1
 
 
-class StreamedClips(TrainingClips):
+class StreamedClips(RunClips[StreamedSample]):
     """The clips of a run over tars, to be read in ascending order; a step back starts the stream again.
 
     The number of frames and the duration come from the KEY.json of `kinemae data shard`, else from the
@@ -69,7 +66,7 @@ class StreamedClips(TrainingClips):
         columns: members to add to a batch, by extension, or values that a hook has added. A json, txt or cls
             member is decoded, other members are bytes; None for a sample without the member.
         uses_labels: check that each class has one number in all tars.
-        settings: those of `TrainingClips`.
+        settings: those of `RunClips`.
     """
 
     def __init__(
@@ -82,7 +79,7 @@ class StreamedClips(TrainingClips):
         uses_labels: bool = True,
         **settings: Any,
     ):
-        super().__init__(tars, **settings)  # type: ignore[arg-type] # `locate` does not look up an index
+        super().__init__(**settings)
         self.tars = tars
         self.own = TarSlice()
         self._buffer = buffer
@@ -115,10 +112,6 @@ class StreamedClips(TrainingClips):
         clips._buffer = buffer
         return clips
 
-    def keys(self, clips: range) -> list[str]:
-        """Return no keys; they are known after reading."""
-        return []
-
     def batch(
         self,
         clips: range,
@@ -126,7 +119,7 @@ class StreamedClips(TrainingClips):
         quarantined: Mapping[str, str] | None = None,
         on_sample: Callable[[str], None] = lambda key: None,
     ) -> ClipBatch:
-        """Read the next clips, see `TrainingClips.batch`."""
+        """Read the next clips, see `RunClips.batch`."""
         if self._reader is None or clips.start < self._next_clip:
             self._reader = TarReader(
                 self.tars,
@@ -146,7 +139,7 @@ class StreamedClips(TrainingClips):
         self._raw, self._on_sample = [], _ignore
         return replace(batch, columns=repeated, tars_done=self._reader.take_done())
 
-    def locate(self, position: int) -> StreamedSample:  # type: ignore[override]
+    def locate(self, position: int) -> StreamedSample:
         """The next sample of the stream."""
         assert self._reader is not None
         self._on_sample("")  # if the process dies or hangs in a tar or a hook, the error has no sample
@@ -156,8 +149,8 @@ class StreamedClips(TrainingClips):
             self._check_class(found)
         return found
 
-    def decode(self, found: StreamedSample, timestamps_s: list[float]) -> Frames:  # type: ignore[override]
-        """See `TrainingClips.decode`."""
+    def decode(self, found: StreamedSample, timestamps_s: list[float]) -> Frames:
+        """See `RunClips.decode`."""
         last_s = last_frame_s(found.sample.frames, found.sample.duration_s)
         return yuv_frames_at(found.video, timestamps_s, last_frame_s=last_s)
 
@@ -178,7 +171,7 @@ class StreamedClips(TrainingClips):
                 "`kinemae data merge`, then write new tars with `kinemae data reshard`"
             )
 
-    def _decode_views(  # type: ignore[override]
+    def _decode_views(
         self, pixels: Pixels, first_clip: int, found: StreamedSample
     ) -> tuple[list[float], list[View]]:
         if found.problem:
@@ -189,15 +182,15 @@ class StreamedClips(TrainingClips):
                 f"one of {step} frames of its source is stored, and clip.stride={stride} is smaller"
             )
         if found.is_counted:
-            return super()._decode_views(pixels, first_clip, found)  # type: ignore[arg-type]
+            return super()._decode_views(pixels, first_clip, found)
         stated = _probed(found, is_full=False)
         try:
-            return super()._decode_views(pixels, first_clip, stated)  # type: ignore[arg-type]
+            return super()._decode_views(pixels, first_clip, stated)
         except BadVideo:
             counted = _probed(found, is_full=True)
             if counted.sample == stated.sample:
                 raise
-            return super()._decode_views(pixels, first_clip, counted)  # type: ignore[arg-type]
+            return super()._decode_views(pixels, first_clip, counted)
 
     def _keeps(self, extension: str) -> bool:
         is_needed = is_video_extension(extension) or extension in ("json", "cls", *self._columns)
@@ -280,7 +273,7 @@ def _decoded(raw: RawSample, name: str) -> Any:
         ) from error
 
 
-def resumed(clips: TrainingClips, state: Mapping[str, Any]) -> TrainingClips:
+def resumed(clips: RunClips[Any], state: Mapping[str, Any]) -> RunClips[Any]:
     """The clips of a run that continues; those with an index need no state."""
     if not isinstance(clips, StreamedClips):
         return clips

@@ -1,9 +1,10 @@
 """Training clips; each clip is a function of the seed and its position in the run."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from kinemae.data_tools.stream.batch import ClipBatch, SkippedClip
 from kinemae.data_tools.stream.colour import colour_augment
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, check_stride, training_timestamps_s
-from kinemae.data_tools.stream.mixture import LocatedSample, Source, data_sets, locate_sample
+from kinemae.data_tools.stream.mixture import FoundSample, LocatedSample, Source, data_sets, locate_sample
 from kinemae.data_tools.stream.read_ahead import Request
 from kinemae.data_tools.stream.setting_names import CONFIG_KEYS, SettingNames
 from kinemae.data_tools.stream.video_reader import (
@@ -35,39 +36,34 @@ from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips, map_pixels, t
 # the run. It is pickled for the loader workers.
 Annotate = Callable[[Tensor | None, int], dict[str, Tensor]]
 Frames = Iterator[tuple[YuvFrame, list[int]]]
+Found = TypeVar("Found", bound=FoundSample)
 
 
 class _ReadClip(NamedTuple):
     """A clip whose pixels are in the batch; black if it was skipped."""
 
-    found: LocatedSample
+    found: FoundSample
     timestamps_s: list[float]
     is_flipped: bool
     skipped: SkippedClip | None = None
 
 
-class TrainingClips:
-    """The clips of a run, readable at any position.
+class RunClips(ABC, Generic[Found]):
+    """The clips of a run.
 
     Args:
-        index: the data set, or several; each epoch of a data set shows its videos in a new order.
-            `BalancedClasses` shows the classes of a data set more evenly.
         seed: the run's seed.
         views: clips cut from one decoded video; they share its frames and differ in crop and flip.
         annotate: called for each clip; a skipped clip is all zeros.
         needs_luma: whether `annotate` gets the luma; otherwise it gets None.
         may_flip_R: whether each sample of the index may be flipped, for a single data set; None for all.
-        order: the order of the samples; None for random order.
-        videos_per_step: of all processes, on which some orders depend.
 
     Raises:
-        ValueError: invalid arguments, a stride below the distance of the stored frames, or an order that does
-            not apply.
+        ValueError: no views.
     """
 
-    def __init__(  # noqa: PLR0913 - all but the index by name
+    def __init__(  # noqa: PLR0913 - all by name
         self,
-        index: Source,
         *,
         clip: ClipConfig,
         augment: AugmentConfig,
@@ -76,14 +72,9 @@ class TrainingClips:
         annotate: Annotate | None = None,
         needs_luma: bool = True,
         may_flip_R: np.ndarray | None = None,
-        order: Order | None = None,
-        videos_per_step: int = 1,
     ):
         if views < 1:
             raise ValueError(f"data.views_per_video must be at least 1, got {views}")
-        for each in data_sets(index):
-            check_stride(each, clip)
-        self.index = index
         self.clip = clip
         self.augment = augment
         self.seed = seed
@@ -91,25 +82,23 @@ class TrainingClips:
         self.annotate = annotate
         self.needs_luma = needs_luma
         self.may_flip_R = may_flip_R
-        self.order = sample_order(order, index, videos_per_step)
-        self._located: dict[int, LocatedSample] = {}  # of `upcoming`
+        self._located: dict[int, Found] = {}  # of `upcoming`
 
-    def locate(self, position: int) -> LocatedSample:
+    @abstractmethod
+    def locate(self, position: int) -> Found:
         """The sample at a position of the run; positions count videos."""
-        return locate_sample(self.index, seed=self.seed, position=position, order=self.order)
+
+    @abstractmethod
+    def decode(self, found: Found, timestamps_s: list[float]) -> Frames:
+        """Decode frames of a sample, see `yuv_frames_at`."""
 
     def keys(self, clips: range) -> list[str]:
-        """The sample key of each clip of the run."""
-        positions = [clip // self.views for clip in clips]
-        key_of = {position: self.locate(position).key for position in set(positions)}
-        return [key_of[position] for position in positions]
+        """The sample key of each clip of the run; none if they are known only after reading."""
+        return []
 
     def upcoming(self, clips: range) -> list[Request]:
         """The reads of consecutive clips, for a read-ahead; `batch` is called for the same clips later."""
-        positions = dict.fromkeys(clip // self.views for clip in clips)
-        found = {position: self.locate(position) for position in positions}
-        self._located |= found
-        return read_requests((each.index, each.sample, each.block) for each in found.values())
+        return []
 
     def batch(
         self,
@@ -151,10 +140,6 @@ class TrainingClips:
             skipped=tuple(each.skipped for each in read if each.skipped is not None),
         )
 
-    def decode(self, found: LocatedSample, timestamps_s: list[float]) -> Frames:
-        """Decode frames of a sample, see `yuv_frames_at`."""
-        return decode_sample(found.index, found.sample, timestamps_s, found.block)
-
     def _empty(self, clips: int) -> Pixels:
         """Allocate black clips: planes, or RGB in (B, T, H, W, C) memory order for colour augmentation."""
         frames, size = self.clip.frames, self.clip.size
@@ -173,7 +158,7 @@ class TrainingClips:
         self,
         pixels: Pixels,
         first_clip: int,
-        found: LocatedSample,
+        found: Found,
         quarantined: Mapping[str, str],
         on_sample: Callable[[str], None],
     ) -> list[_ReadClip]:
@@ -188,7 +173,7 @@ class TrainingClips:
             return [_ReadClip(found, [math.nan] * self.clip.frames, False, skipped)] * len(pixels)
 
     def _decode_views(
-        self, pixels: Pixels, first_clip: int, found: LocatedSample
+        self, pixels: Pixels, first_clip: int, found: Found
     ) -> tuple[list[float], list[View]]:
         """Decode a sample once and cut its views; return its timestamps and the views."""
         sample = found.sample
@@ -219,6 +204,52 @@ class TrainingClips:
                 changed_TCHW = colour_augment(clip_CTHW.transpose(0, 1), self.augment, draw)
                 out_CTHW.copy_(changed_TCHW.transpose(0, 1))
             return timestamps_s, views
+
+
+class TrainingClips(RunClips[LocatedSample]):
+    """The clips of a run over data sets, readable at any position.
+
+    Args:
+        index: the data set, or several; each epoch of a data set shows its videos in a new order.
+            `BalancedClasses` shows the classes of a data set more evenly.
+        order: the order of the samples; None for random order.
+        videos_per_step: of all processes, on which some orders depend.
+        settings: those of `RunClips`.
+
+    Raises:
+        ValueError: invalid arguments, a stride below the distance of the stored frames, or an order that does
+            not apply.
+    """
+
+    def __init__(
+        self, index: Source, *, order: Order | None = None, videos_per_step: int = 1, **settings: Any
+    ):
+        super().__init__(**settings)
+        for each in data_sets(index):
+            check_stride(each, self.clip)
+        self.index = index
+        self.order = sample_order(order, index, videos_per_step)
+
+    def locate(self, position: int) -> LocatedSample:
+        """See `RunClips.locate`."""
+        return locate_sample(self.index, seed=self.seed, position=position, order=self.order)
+
+    def decode(self, found: LocatedSample, timestamps_s: list[float]) -> Frames:
+        """See `RunClips.decode`."""
+        return decode_sample(found.index, found.sample, timestamps_s, found.block)
+
+    def keys(self, clips: range) -> list[str]:
+        """See `RunClips.keys`."""
+        positions = [clip // self.views for clip in clips]
+        key_of = {position: self.locate(position).key for position in set(positions)}
+        return [key_of[position] for position in positions]
+
+    def upcoming(self, clips: range) -> list[Request]:
+        """See `RunClips.upcoming`."""
+        positions = dict.fromkeys(clip // self.views for clip in clips)
+        found = {position: self.locate(position) for position in positions}
+        self._located |= found
+        return read_requests((each.index, each.sample, each.block) for each in found.values())
 
 
 def sample_order(

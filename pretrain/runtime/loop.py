@@ -16,9 +16,9 @@ from torch import nn
 from kinemae.data_tools.command import DataError, Diverged, Stopped, log
 from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED
 from kinemae.data_tools.storage.location import StorageUnavailable
-from kinemae.data_tools.stream.loader import TrainingClips
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.data_tools.stream.streamed_clips import StreamedClips, merged_state
+from kinemae.data_tools.stream.training_clips import RunClips
 from kinemae.pretrain.runtime.abort import StopSignals, StorageWait
 from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
 from kinemae.pretrain.runtime.engine import Engine
@@ -63,7 +63,7 @@ class Trainer:
 
     module: nn.Module
     groups: list[dict[str, Any]]
-    clips: TrainingClips
+    clips: RunClips[Any]
     plan: BatchPlan
     config: RunConfig
     steps: int

@@ -18,7 +18,7 @@ from typing import Any
 from kinemae.data_tools.command import log
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.stream.order import BatchPlan
-from kinemae.data_tools.stream.training_clips import TrainingClips
+from kinemae.data_tools.stream.training_clips import RunClips
 from kinemae.pretrain.runtime.checkpoint import RunState
 from kinemae.pretrain.runtime.settings import LossGuardConfig
 
@@ -113,7 +113,7 @@ class IncidentLog:
         clips: clips of the run; only their sample keys are used.
     """
 
-    def __init__(self, run_dir: Path, clips: TrainingClips, plan: BatchPlan):
+    def __init__(self, run_dir: Path, clips: RunClips[Any], plan: BatchPlan):
         self._folder = run_dir / "incidents"
         self._clips = clips
         self._plan = plan

@@ -18,9 +18,10 @@ from torch import Tensor
 from kinemae.data_tools.command import log
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.data_tools.stream.loader import TrainingClips, samples_in_progress, training_loader
+from kinemae.data_tools.stream.loader import samples_in_progress, training_loader
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.data_tools.stream.streamed_clips import resumed
+from kinemae.data_tools.stream.training_clips import RunClips
 from kinemae.pretrain.runtime.checkpoint import RunState
 from kinemae.pretrain.runtime.engine import Engine
 from kinemae.pretrain.runtime.jsonl_log import JsonlWriter, drop_lines_from
@@ -46,7 +47,7 @@ class TrainStep:
         self,
         engine: Engine,
         *,
-        clips: TrainingClips,
+        clips: RunClips[Any],
         plan: BatchPlan,
         config: RunConfig,
         steps: int,
