@@ -76,9 +76,7 @@ def check_shards_exist(
     for folder, shards in data_sets:
         found = dict(_found_shards(folder, shards, listed))
         if missing := [name for name in shards if name not in found]:
-            raise DataError(
-                f"{folder} lacks {len(missing)} of its shards, first {missing[0]}; fix: {fix}"
-            )
+            raise DataError(f"{folder} lacks {len(missing)} of its shards, first {missing[0]}; fix: {fix}")
         for name, size in shards.items():
             if found[name] not in (size, None):
                 raise DataError(

@@ -60,7 +60,7 @@ class Location:
         return f"Location({str(self)!r})"
 
     def __truediv__(self, name: str) -> "Location":
-        """An entry of this folder, of its subfolders, or of one above it; a URL or an absolute path replaces it.
+        """An entry of this folder, below it or above it; a URL or an absolute path replaces the folder.
 
         Args:
             name: such as `x.tar`, `train/x.tar` or `../x.tar`.

@@ -99,9 +99,7 @@ class Concatenation(SeveralSets):
     ):
         super().__init__(sets, weight)
         self._begins = (0, *accumulate(self.sizes))
-        self._sampling = (
-            None if weight is None else SystematicSampling([*sets.values()], weight, names=names)
-        )
+        self._sampling = None if weight is None else SystematicSampling([*sets.values()], weight, names=names)
 
     def renamed(self, names: Mapping[str, str]) -> "Concatenation":
         """See `SeveralSets.renamed`."""

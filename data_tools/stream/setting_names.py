@@ -1,4 +1,4 @@
-"""Names of the settings of a run's data in errors: the keys of a config, or the arguments of `kinemae.clips`."""
+"""Names of the settings of a run's data in errors: keys of a config, or arguments of `kinemae.clips`."""
 
 from typing import NamedTuple
 

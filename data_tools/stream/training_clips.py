@@ -172,9 +172,7 @@ class RunClips(ABC, Generic[Found]):
             skipped = SkippedClip(key=found.key, reason=str(error))
             return [_ReadClip(found, [math.nan] * self.clip.frames, False, skipped)] * len(pixels)
 
-    def _decode_views(
-        self, pixels: Pixels, first_clip: int, found: Found
-    ) -> tuple[list[float], list[View]]:
+    def _decode_views(self, pixels: Pixels, first_clip: int, found: Found) -> tuple[list[float], list[View]]:
         """Decode a sample once and cut its views; return its timestamps and the views."""
         sample = found.sample
         with error_context(sample):

@@ -39,7 +39,9 @@ class SystematicSampling:
             _check_kind(index, column, names.weight)
         largest = max(self._checked(number, begin, names).max() for number, begin in self._blocks())
         if largest == 0:
-            raise DataError(f"{names.weight}={column}: expected a weight above 0 in {indexes[0].folder}, got none")
+            raise DataError(
+                f"{names.weight}={column}: expected a weight above 0 in {indexes[0].folder}, got none"
+            )
         self._largest = largest
         sums = [self._integers(number, begin).sum() for number, begin in self._blocks()]
         self._ends = np.cumsum([0, *sums], dtype=np.int64)
@@ -73,9 +75,9 @@ class SystematicSampling:
         if bad_R.any():
             index, row = self._indexes[number], int(np.argmax(bad_R))
             raise DataError(
-                f"{names.weight}={self._column}: expected a number of 0 or more, got {weight_R[row]} for the sample "
-                f"{index.sample(begin + row).key} of {index.folder}; fix: correct the column, or leave such "
-                f"samples out with {names.where}='{self._column} >= 0'"
+                f"{names.weight}={self._column}: expected a number of 0 or more, got {weight_R[row]} for the "
+                f"sample {index.sample(begin + row).key} of {index.folder}; fix: correct the column, or "
+                f"leave such samples out with {names.where}='{self._column} >= 0'"
             )
         return weight_R
 

@@ -186,7 +186,7 @@ def test_wrong_settings_are_errors(shards, settings, message):
 
 
 def test_a_folder_that_is_named_twice_is_an_error(shards):
-    with pytest.raises(ValueError, match="^shards: expected each folder once"):
+    with pytest.raises(ValueError, match=r"^shards: expected each folder once"):
         kinemae.clips([shards, shards], CLIP)
 
 
