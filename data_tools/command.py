@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kinemae.data_tools.error_file import write_error_file
 from kinemae.data_tools.exit_codes import (
     EXIT_CHECKPOINT,
     EXIT_CONFIG,
@@ -130,6 +131,7 @@ def run_program(program: Program, argv: Sequence[str] | None = None) -> int:
         return 0
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code_of(error)
+        write_error_file(error, code, lost_peer=False)
         if code == EXIT_CRASHED:
             raise
         log_error(error)

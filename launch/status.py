@@ -57,15 +57,16 @@ def status_of(run_dir: Path) -> dict[str, Any]:
     """State and progress of a run.
 
     Returns:
-        kind, started, host, pid, attempt, hosts, code from `launch.json`; `state` (`running`, `ended`, `lost`
-        or the scheduler's) and a `message`; step, steps, loss, age of the last metrics in seconds, estimated
-        seconds to the last step (null if nothing runs); steps of the checkpoints.
+        kind, started, host, pid, attempt, hosts, code and the last `failure` from `launch.json`; `state`
+        (`running`, `ended`, `lost` or the scheduler's) and a `message`; step, steps, loss, age of the last
+        metrics in seconds, estimated seconds to the last step (null if nothing runs); steps of the
+        checkpoints.
 
     Raises:
         ValueError: the run was not launched, or its scheduler does not respond.
     """
     record = read_record(run_dir)
-    kept = ("kind", "started", "host", "pid", "job_id", "attempt", "hosts", "agents", "code")
+    kept = ("kind", "started", "host", "pid", "job_id", "attempt", "hosts", "agents", "code", "failure")
     state, progress = _state(run_dir, record), _progress(run_dir, record)
     if state["state"] in ("ended", "lost", "pending"):
         progress["remaining_s"] = None
@@ -152,8 +153,12 @@ def _table(run_dir: Path, status: dict[str, Any]) -> str:
         age = f", written {status['metrics_age_s']:.0f} s ago"
         left = "" if status["remaining_s"] is None else f", {duration(status['remaining_s'])} left"
         rows.append(("step", f"{status['step']} of {status['steps'] or '?'}{loss}{age}{left}"))
+    if failure := status["failure"]:
+        reason = failure["message"] or describe_exit(failure["code"])
+        where = f"start {failure['attempt']}, rank {failure['rank']} on {failure['host']}"
+        rows.append(("last failure", f"{where}: {reason.splitlines()[0]}"))
     rows.append(("checkpoints", ", ".join(map(str, status["checkpoints"])) or "none"))
-    return "".join(f"{name:<12} {text}\n" for name, text in rows)
+    return "".join(f"{name:<13}{text}\n" for name, text in rows)
 
 
 def duration(seconds: float) -> str:

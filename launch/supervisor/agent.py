@@ -2,7 +2,8 @@
 
 The agent writes the output of its processes to RUN/logs, ends all processes when one fails, and forwards
 stops. It reads single-byte commands (`COMMANDS`) of the launcher from stdin and sends events on stderr
-(`rank.py`). The output of rank 0 goes to stdout. Uses the standard library and `exit_codes.py` only.
+(`rank.py`). The output of rank 0 goes to stdout. Uses the standard library, `exit_codes.py` and
+`error_file.py` only.
 """
 
 import argparse
@@ -20,8 +21,8 @@ from typing import Any
 if __name__ == "__main__":  # run as a file, with -P, from the frozen code
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from kinemae.data_tools.exit_codes import EXIT_CRASHED, STOPPED
-from kinemae.launch.supervisor.rank import Rank, catch_signals, emit, write_out
+from kinemae.data_tools.exit_codes import STOPPED
+from kinemae.launch.supervisor.rank import Rank, catch_signals, emit, first_failure, write_out
 
 HEARTBEAT, END, KILL = b".", b"E", b"K"
 COMMANDS = {b"T": signal.SIGTERM, b"I": signal.SIGINT, b"U": signal.SIGUSR1}
@@ -40,10 +41,11 @@ class Agent:
         self._last_heartbeat = time.monotonic()
         self._is_supervised = arguments.supervised
         self._open: dict[int, Rank] = {}
-        self._first_failure: int | None = None
+        self._failures: list[dict[str, Any]] = []
+        self._stop_code: int | None = None
 
     def run(self) -> int:
-        """Start all processes and wait for their end; return the code of the first failure, or 0."""
+        """Start all processes and wait for their end; return the code of the first failure or stop, or 0."""
         wakeup = catch_signals(self._signals)
         for local_rank in range(self._arguments.processes):
             self._ranks.append(self._start(local_rank))
@@ -60,7 +62,7 @@ class Agent:
         until = time.monotonic() + _DRAIN_S
         while self._open and time.monotonic() < until:
             self._read_inputs(wakeup, 0.1)
-        code = self._first_failure or 0
+        code = first_failure(self._failures)["code"] if self._failures else self._stop_code or 0
         emit("ended", code=code)
         return code
 
@@ -79,7 +81,7 @@ class Agent:
             "KINEMAE_PARENT": str(os.getpid()),
         }
         command = [job["python"], "-P", str(Path(__file__).with_name("task.py")), given.job]
-        return Rank(rank, command, environment, Path(job["run_dir"]) / "logs" / f"rank-{rank:05d}.log")
+        return Rank(rank, command, environment, Path(job["run_dir"]))
 
     def _read_inputs(self, wakeup: int, timeout_s: float) -> None:
         sources = [wakeup, *self._open, *([0] if self._is_supervised else [])]
@@ -114,23 +116,27 @@ class Agent:
                 self._stop(signal.SIGKILL, 0)
 
     def _collect_ended(self) -> None:
-        ended = [rank for rank in self._ranks if rank.poll()]
-        # A rank that only lost its peer exits with 1: among simultaneous failures it comes last.
-        for rank in sorted(ended, key=lambda rank: rank.code == EXIT_CRASHED):
-            if rank.code and self._first_failure is None:
-                self._first_failure = rank.code
-                while rank.stdout in self._open and select.select([rank.stdout], [], [], 0)[0]:
-                    self._forward_output(rank)
-                if self._deadline is None:
-                    self._on_first_failure(rank)
+        for rank in [rank for rank in self._ranks if rank.poll()]:
+            while rank.stdout in self._open and select.select([rank.stdout], [], [], 0)[0]:
+                self._forward_output(rank)
+            if rank.code in STOPPED or rank.is_killed:
+                self._on_stopped(rank.code or 0)
+            elif rank.code:
+                self._on_failure(rank)
 
-    def _on_first_failure(self, rank: Rank) -> None:
-        """Report a failure and end the other ranks. After a stop, all ranks end by themselves."""
-        if rank.code in STOPPED:
+    def _on_stopped(self, code: int) -> None:
+        """Keep the code of a stop, after which all ranks end by themselves."""
+        if self._stop_code is None:
+            self._stop_code = code
+        if self._deadline is None:
             self._deadline = time.monotonic() + self._arguments.stop_s
-            return
-        emit("failed", rank=rank.rank, code=rank.code, log=str(rank.log), last_lines=rank.last_lines())
-        self._stop(signal.SIGTERM, self._arguments.grace_s)
+
+    def _on_failure(self, rank: Rank) -> None:
+        """Report a failure and end the other ranks; later failures may hold the cause of the first."""
+        self._failures.append(rank.failure())
+        emit("failed", **self._failures[-1])
+        if self._deadline is None:
+            self._stop(signal.SIGTERM, self._arguments.grace_s)
 
     def _stop(self, number: int, wait_s: float) -> None:
         """Send a signal to all ranks, and SIGKILL after `wait_s`."""

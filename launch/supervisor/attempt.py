@@ -13,7 +13,7 @@ from typing import Any
 
 from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK, STOPPED, describe_exit
 from kinemae.launch.supervisor.agent import COMMANDS, END, HEARTBEAT, KILL
-from kinemae.launch.supervisor.rank import EVENT, write_out
+from kinemae.launch.supervisor.rank import EVENT, first_failure, write_out
 
 _HEARTBEAT_S = 3.0
 _DECIDE_S = 2.0
@@ -99,7 +99,7 @@ class Attempt:
 
     Args:
         commands: the command of each host's agent.
-        on_event: called with every event.
+        on_event: called with every event, and with the failure that is taken for the cause, as event `cause`.
         log: prints a line for the user.
         grace_s, stop_s: see `SupervisorConfig`.
     """
@@ -163,22 +163,25 @@ class Attempt:
             agent.reported_code = event["code"]
         elif event["event"] == "failed" and self._exit_code is None:
             self._failures.append({**event, "host": agent.host})
-            # A rank that lost its peer crashes too, and may be reported first: wait for the cause.
+            # The first failure that arrives may be a victim of another one: wait for the cause.
             self._decide_at = self._decide_at or time.monotonic() + _DECIDE_S
-            if event["code"] != EXIT_CRASHED:
+            if not event["is_victim"]:
                 self._report_first_failure()
 
     def _report_first_failure(self) -> None:
-        """Log the most likely cause of the failure, and end the other agents."""
+        """Log the cause of the failure, and end the other agents."""
         if self._exit_code is not None or not self._failures:
             return
-        first = min(self._failures, key=lambda event: event["code"] == EXIT_CRASHED)
+        first = first_failure(self._failures)
         # The output of rank 0 is on the terminal already.
         lines = [] if first["rank"] == 0 else first["last_lines"]
         lines = lines and ["its last lines:", *lines]
         code = first["code"]
         text = f"rank {first['rank']} on {first['host']} {describe_exit(code)} (exit code {code})"
+        if first["is_victim"]:
+            text += ", after another process whose failure is unknown"
         self._log("\n    ".join([f"{text}; full output: {first['log']}", *lines]))
+        self._on_any_event({**first, "event": "cause"})
         self._fail(code)
 
     def _on_end(self, agent: RemoteAgent) -> None:

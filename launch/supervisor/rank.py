@@ -1,7 +1,7 @@
 """One process of a job, as its agent manages it, and the events that an agent sends to its launcher.
 
 An event is a line of JSON after a record separator (RFC 7464) on stderr, which separates it from ssh's own
-messages. Uses the standard library only.
+messages. Uses the standard library and `error_file.py` only.
 """
 
 import json
@@ -11,27 +11,38 @@ import socket
 import subprocess
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from kinemae.data_tools.error_file import VARIABLE, read_error_file
+
 EVENT = "\x1e"
 TAIL_LINES = 20
+_ABORTED = 128 + signal.SIGABRT  # also a crash in C++; then its peers fail later than it
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Rank:
-    """A process of the job and its log file.
+    """A process of the job, its log file, and the file to which it writes why it failed.
 
     Attributes:
         code: exit code, 128 + signal after a death by a signal; None while it runs.
+        is_killed: whether the agent sent SIGKILL while it ran.
     """
 
-    def __init__(self, rank: int, command: list[str], environment: dict[str, str], log: Path):
-        self.rank, self.log = rank, log
+    def __init__(self, rank: int, command: list[str], environment: dict[str, str], run_dir: Path):
+        self.rank = rank
+        self.log = run_dir / "logs" / f"rank-{rank:05d}.log"
+        self._error_file = run_dir / "launch" / "errors" / f"rank-{rank:05d}.json"
+        with suppress(OSError):
+            self._error_file.unlink()  # of an earlier start
+        environment = {**environment, VARIABLE: str(self._error_file)}
         self.code: int | None = None
+        self.is_killed = False
         self.tail: deque[bytes] = deque(maxlen=TAIL_LINES)
-        self._line = b""
+        self._line, self._ended_s = b"", 0.0
         self._file: Any = None
         self._open_log()
         self.process = subprocess.Popen(
@@ -60,13 +71,31 @@ class Rank:
         if self.code is not None or self.process.poll() is None:
             return False
         code = self.process.returncode
-        self.code = code if code >= 0 else 128 - code
+        self.code, self._ended_s = code if code >= 0 else 128 - code, time.time()
         return True
+
+    def failure(self) -> dict[str, Any]:
+        """Describe the failure of an ended process.
+
+        A process is a victim if it failed because another one did: it lost its connection to it, or the
+        watchdog of NCCL aborted it.
+        """
+        error = read_error_file(self._error_file) or {}
+        return {
+            "rank": self.rank,
+            "code": self.code,
+            "time_s": error.get("time_s", self._ended_s),
+            "is_victim": error.get("lost_peer", self.code == _ABORTED),
+            "message": error.get("message"),
+            "log": str(self.log),
+            "last_lines": self.last_lines(),
+        }
 
     def send(self, number: int) -> None:
         """Send a signal to the process; SIGKILL also goes to its workers."""
         try:
             if number == signal.SIGKILL:
+                self.is_killed |= self.code is None
                 os.killpg(self.process.pid, number)
             elif self.code is None:
                 self.process.send_signal(number)
@@ -135,3 +164,8 @@ def catch_signals(received: list[int], *, keep_ignored: bool = False) -> int:
         if not keep_ignored or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, on_signal)
     return reader
+
+
+def first_failure(failures: list[dict[str, Any]]) -> dict[str, Any]:
+    """The cause of several failures: the earliest one that is no victim of another."""
+    return min(failures, key=lambda failure: (failure["is_victim"], failure["time_s"]))

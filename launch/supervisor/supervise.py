@@ -155,6 +155,8 @@ class Supervisor:
             if event["event"] == "started":
                 agents[event["host"]] = {"pid": event["pid"], "ranks": event["ranks"]}
                 self._record.update(agents=agents)
+            elif event["event"] == "cause":
+                self._record.update(failure={**event, "attempt": self._attempts})
 
         commands = agent_commands(self._spec, self._job, plan)
         config = self._config

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
 from kinemae.data_tools.command import Stopped, exit_code_of, log, log_error
+from kinemae.data_tools.error_file import write_error_file
 from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_TERMINATED
 from kinemae.data_tools.heartbeat import Listener
 from kinemae.pretrain.runtime.processes import Processes, destroy_process_group, lost_peer
@@ -37,7 +38,8 @@ def abort_on_error(processes: Processes) -> Iterator[None]:
         if processes.world == 1:
             destroy_process_group()
             raise
-        lost = lost_peer(error)
+        lost, code = lost_peer(error), exit_code_of(error)
+        write_error_file(error, code, lost_peer=lost is not None)
         if lost is None:
             log_error(error)
         else:  # the cause is in the other process: the stack of this one does not help
@@ -46,7 +48,7 @@ def abort_on_error(processes: Processes) -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()
-        os._exit(exit_code_of(error))
+        os._exit(code)
     destroy_process_group()
 
 

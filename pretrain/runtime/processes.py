@@ -191,13 +191,20 @@ def _rendezvous(processes: Processes, timeout_s: float) -> Any:
     return store
 
 
+_NCCL_LOST_PEER = (
+    "ncclRemoteError",
+    "Connection closed by remote peer",
+    "NCCL communicator was aborted",  # by the watchdog, in a later collective
+)
+
+
 def lost_peer(error: BaseException) -> str | None:
     """The part of an error that reports a broken connection to another process; None for other errors."""
     text = str(error)
     # As in "[/PLACE/gloo/transport/tcp/pair.cc:545] Read error ... by peer. This is typically ADVICE".
     if "gloo/transport" in text:
         return text.partition("] ")[2].partition(". This is")[0]
-    return "ncclRemoteError" if "ncclRemoteError" in text else None
+    return next((sign for sign in _NCCL_LOST_PEER if sign in text), None)
 
 
 def destroy_process_group() -> None:

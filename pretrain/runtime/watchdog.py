@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from types import TracebackType
 
-from kinemae.data_tools.command import log
+from kinemae.data_tools.command import Stuck, log
+from kinemae.data_tools.error_file import write_error_file
 from kinemae.data_tools.exit_codes import EXIT_STUCK
 from kinemae.pretrain.runtime.settings import TimeoutsConfig
 
@@ -121,12 +122,16 @@ class Watchdog:
         step = "" if phase.step is None else f" at step {phase.step}"
         reading = self.reading()
         loaders = f"; loader workers are reading {', '.join(reading)}" if reading else ""
+        stuck = (
+            f"rank {self._rank} on {platform.node()} is stuck{step}, {phase.name}, for more than "
+            f"timeouts.{phase.key}={phase.limit_s:g} seconds{loaders}"
+        )
         log.error(
-            "rank %d on %s is stuck%s, %s, for more than timeouts.%s=%g seconds%s: the job ends with exit "
-            "code %d and can be started again. The stacks of all threads follow. The cause is on a rank "
-            "without a message like this one",
-            self._rank, platform.node(), step, phase.name, phase.key, phase.limit_s, loaders, EXIT_STUCK,
+            "%s: the job ends with exit code %d and can be started again. The stacks of all threads follow. "
+            "The cause is on a rank without a message like this one",
+            stuck, EXIT_STUCK,
         )  # fmt: skip
+        write_error_file(Stuck(stuck), EXIT_STUCK, lost_peer=False)
         with contextlib.suppress(OSError, io.UnsupportedOperation):  # standard error is closed or captured
             faulthandler.dump_traceback(_STDERR, all_threads=True)
             sys.stderr.flush()

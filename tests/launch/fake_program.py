@@ -38,6 +38,10 @@ def execute(action, value):
         note("reports.jsonl", json.dumps(dict(rank, argv=sys.argv[1:], cwd=os.getcwd(), path=sys.path[0])))
     elif action == "exit":
         exit(int(value))
+    elif action in ("fail", "lose_peer"):  # as a training, which writes why it failed
+        from kinemae.data_tools.error_file import write_error_file
+        write_error_file(RuntimeError("own fault"), int(value), lost_peer=action == "lose_peer")
+        exit(int(value))
     elif action == "kill":
         os.kill(os.getpid(), signal.Signals[value])
         time.sleep(60)
@@ -87,7 +91,7 @@ def make_job(folder: Path, *actions: str, **environment: str) -> Job:
     shutil.copytree(REPO / "kinemae", package, ignore=no_cache)
     shutil.copytree(REPO / "launch", package / "launch", ignore=no_cache)
     (package / "data_tools").mkdir()
-    for name in ("__init__.py", "exit_codes.py"):  # agents and tasks use no other module
+    for name in ("__init__.py", "exit_codes.py", "error_file.py"):  # agents and tasks use no other module
         shutil.copyfile(REPO / "data_tools" / name, package / "data_tools" / name)
     (package / "pretrain").mkdir()
     (package / "pretrain" / "__init__.py").touch()

@@ -60,6 +60,30 @@ def test_the_first_failure_is_reported_once_and_ends_the_others(tmp_path: Path) 
     assert processes_of(job) == []
 
 
+def test_of_failures_on_one_host_the_earliest_that_is_no_victim_is_the_cause(tmp_path: Path) -> None:
+    late = ["2:ignore_stops", "2:print=ready", "2:report", "2:wait=0.3", "2:fail=6"]
+    early = ["0:wait_for=reports.jsonl", "0:kill=SIGABRT", "1:wait_for=reports.jsonl", "1:lose_peer=1"]
+    job = make_job(tmp_path, *early, *late)
+    code, output = run_launcher(job, "local", "processes=3", "max_restarts=0")
+    assert code == 6, output
+    assert read_record(Path(job.run_dir))["failure"]["rank"] == 2
+
+
+def test_a_failure_of_victims_alone_names_the_earliest(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "0:wait=0.5", "lose_peer=1", "wait=600")
+    code, output = run_launcher(job, "local", "processes=2", "max_restarts=0")
+    assert code == 1
+    assert "rank 1 on localhost failed: crashed (exit code 1), after another process whose" in output
+
+
+def test_an_error_file_of_an_earlier_start_is_not_read(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "0:once=fail=5", "0:wait=600", "1:wait_for=once-0", "1:wait=1", "1:kill=SIGKILL")
+    code, output = run_launcher(job, "local", "processes=2", "max_restarts=1")
+    failure = read_record(Path(job.run_dir))["failure"]
+    assert (failure["attempt"], failure["rank"], failure["message"]) == (2, 1, None), output
+    assert code == 137
+
+
 def test_a_process_that_ignores_sigterm_is_killed_with_its_workers(tmp_path: Path) -> None:
     job = make_job(tmp_path, "0:ignore_stops", "0:fork", "0:wait=600", "1:wait_for=waiting", "1:exit=3")
     code, output = run_launcher(job, "local", "processes=2", "grace_s=0.5")

@@ -110,12 +110,25 @@ def test_a_failure_on_one_host_is_reported_once_and_ends_the_other(tmp_path: Pat
 
 
 @pytest.mark.processes
-def test_a_rank_that_only_lost_its_peer_is_not_the_first_failure(tmp_path: Path, network: Network) -> None:
-    job = make_job(tmp_path, "0:exit=1", "1:wait=1", "1:kill=SIGKILL")
-    code, output = run_launcher(job, "ssh", *cluster(network, "max_restarts=0"))
-    assert code == 137
-    assert f"rank 1 on {network.hosts[1].name} failed: killed by signal 9 (exit code 137)" in output
-    assert "rank 0 on" not in output
+@pytest.mark.parametrize(
+    ("victim", "cause", "code"),
+    [
+        ("lose_peer=1", "kill=SIGKILL", 137),  # gloo: an error of Python
+        ("lose_peer=5", "fail=3", 3),
+        ("kill=SIGABRT", "fail=1", 1),  # the watchdog of NCCL
+        ("kill=SIGABRT", "exit=1", 1),
+    ],
+)
+def test_a_victim_of_a_failure_on_another_host_is_not_its_cause(
+    tmp_path: Path, network: Network, victim: str, cause: str, code: int
+) -> None:
+    job = make_job(tmp_path, f"0:{victim}", "1:wait=1", f"1:{cause}")
+    found, output = run_launcher(job, "ssh", *cluster(network, "max_restarts=0"))
+    assert found == code
+    assert f"rank 1 on {network.hosts[1].name} failed" in output and "rank 0 on" not in output
+    failure = read_record(Path(job.run_dir))["failure"]
+    assert (failure["rank"], failure["host"], failure["code"]) == (1, network.hosts[1].name, code)
+    assert failure["message"] == ("RuntimeError: own fault" if "fail=" in cause else None)
 
 
 @pytest.mark.processes

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from kinemae.data_tools.command import (
     CheckpointError,
@@ -15,6 +16,7 @@ from kinemae.data_tools.command import (
     Stuck,
     exit_code_of,
 )
+from kinemae.data_tools.error_file import read_error_file
 from kinemae.pretrain.runtime.abort import StopSignals
 from kinemae.pretrain.runtime.processes import _rendezvous, find_processes, lost_peer
 from tests.ranks import free_port
@@ -33,8 +35,8 @@ with abort_on_error(find_processes("cpu")):
 """
 
 
-def fail(repo: Path, what: str) -> subprocess.CompletedProcess[str]:
-    variables = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+def fail(repo: Path, what: str, **more: str) -> subprocess.CompletedProcess[str]:
+    variables = {**more, "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     return subprocess.run(
         [sys.executable, "-c", FAILING.format(what=what)],
         cwd=repo,
@@ -67,6 +69,31 @@ def test_an_error_ends_one_of_several_processes_immediately(repo: Path) -> None:
     result = fail(repo, 'raise DataError("no videos")')
     assert result.returncode == 3
     assert result.stderr.count("\n") == 1 and "rank 1 ERROR no videos" in result.stderr
+
+
+@pytest.mark.processes
+def test_an_error_is_written_for_the_program_that_started_the_process(repo: Path, tmp_path: Path) -> None:
+    path = tmp_path / "errors" / "rank-1.json"
+    fail(repo, 'raise DataError("no videos")', TORCHELASTIC_ERROR_FILE=str(path))
+    error = read_error_file(path)
+    assert error is not None and error["message"] == "DataError: no videos"
+    assert (error["code"], error["lost_peer"]) == (3, False)
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=3, error_file=str(path))
+    assert failure.timestamp == int(error["time_s"])
+    assert failure.message["message"] == "DataError: no videos"
+    fail(
+        repo,
+        'raise RuntimeError("[/a/gloo/transport/tcp/pair.cc:5] closed by peer. This is")',
+        TORCHELASTIC_ERROR_FILE=str(path),
+    )
+    assert (read_error_file(path) or {})["lost_peer"]
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"message": 1}', '{"kinemae": {}}'])
+def test_an_incomplete_error_file_counts_as_absent(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "file").write_text(text)
+    assert read_error_file(tmp_path / "file") is None
 
 
 @pytest.mark.processes
@@ -112,4 +139,6 @@ def test_only_errors_of_gloo_and_nccl_count_as_a_lost_peer() -> None:
     assert lost_peer(RuntimeError(gloo)) == "Read error [::1]:2: Connection reset by peer"
     nccl = "NCCL error in: a.cpp:5, remote process exited\nncclRemoteError: A call failed"
     assert lost_peer(RuntimeError(nccl)) == "ncclRemoteError"
+    aborted = "NCCL communicator was aborted on rank 3. Original reason for failure was: ..."
+    assert lost_peer(RuntimeError(aborted)) == "NCCL communicator was aborted"
     assert lost_peer(RuntimeError("ncclUnhandledCudaError: out of memory")) is None
