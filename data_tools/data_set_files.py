@@ -166,14 +166,24 @@ class DataSetChange:
             "fingerprint": fingerprint([sha256 for _, sha256 in shards], used),
             **content,
         }
-        if _read(self.folder) != self._current:
-            raise self._changed()
-        text = json.dumps(description, indent=1, ensure_ascii=False)
-        (self.folder / DATASET_NAME).write(text.encode())
+        self._replace(json.dumps(description, indent=1, ensure_ascii=False).encode())
         self._is_committed = True
         stale = older | self._left_behind()
         for name in sorted(stale - names - {file.name for file in old.values()}):
             (self.folder / name).remove()
+
+    def _replace(self, state: bytes) -> None:
+        """Replace the current dataset.json if it is still there; S3 compares it when it is replaced."""
+        target = self.folder / DATASET_NAME
+        etag = "" if self._current is None else target.etag()  # before the read, which it must not follow
+        if _read(self.folder) != self._current:
+            raise self._changed()
+        try:
+            target.write(state, expected_etag=etag)
+        except StorageError as error:
+            if error.status in (409, 412):
+                raise self._changed() from error
+            raise
 
     def drop(self, role: str) -> None:
         """Let the next state have no file of a role."""

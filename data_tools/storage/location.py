@@ -153,11 +153,23 @@ class Location:
         finally:
             partial.unlink(missing_ok=True)
 
-    def write(self, data: bytes) -> None:
-        """Write the file and create its parent folders; the file is complete or absent."""
+    def etag(self) -> str | None:
+        """The ETag of an object, for `write`; None if there is none, or no conditional writes."""
+        return remote.etag(self.url, self.retry_policy) if self.path is None else None
+
+    def write(self, data: bytes, *, expected_etag: str | None = None) -> None:
+        """Write the file and create its parent folders; the file is complete or absent.
+
+        Args:
+            expected_etag: of the object that is replaced; "" if there must be none; None replaces any. Only
+                S3 checks it.
+
+        Raises:
+            StorageError: the file cannot be written; its status is 409 or 412 if another object is there.
+        """
         self._check_writable()
         if self.path is None:
-            remote.write(self.url, data, self.retry_policy)
+            remote.write(self.url, data, self.retry_policy, expected_etag=expected_etag)
         else:
             self._local("write", lambda path: _write_atomic(path, lambda partial: partial.write_bytes(data)))
 

@@ -15,7 +15,7 @@ import fsspec
 import fsspec.asyn
 
 from kinemae.data_tools import heartbeat
-from kinemae.data_tools.storage.retries import RetryPolicy, StorageError, mask_secrets, retry
+from kinemae.data_tools.storage.retries import RetryPolicy, StorageError, http_status, mask_secrets, retry
 
 Result = TypeVar("Result")
 
@@ -98,9 +98,54 @@ def list_sizes(url: str, policy: RetryPolicy) -> dict[str, int | None]:
     }
 
 
-def write(url: str, data: bytes, policy: RetryPolicy) -> None:
-    """Write an object; it is complete or absent."""
-    _call(url, "pipe_file", _path(url), data, action="write", policy=policy, size=len(data))
+def etag(url: str, policy: RetryPolicy) -> str | None:
+    """The ETag of an object; None if there is no object, or if its store has no conditional writes."""
+    if url.partition("://")[0].lower() != "s3":
+        return None
+    try:
+        tag = _call(url, "info", _path(url), action="look up", policy=policy).get("ETag")
+    except StorageError as error:
+        if error.is_missing:
+            return None
+        raise
+    return None if tag is None else str(tag)
+
+
+def write(url: str, data: bytes, policy: RetryPolicy, *, expected_etag: str | None = None) -> None:
+    """Write an object; it is complete or absent.
+
+    Args:
+        expected_etag: of the object that is replaced; "" if there must be none; None replaces any.
+
+    Raises:
+        StorageError: with status 409 or 412 if another object is there, on S3. Stores that reject the
+            condition, and other kinds, write without it.
+    """
+    is_conditional = expected_etag is not None and url.partition("://")[0].lower() == "s3"
+    condition = {"IfMatch": expected_etag} if expected_etag else {"IfNoneMatch": "*"}
+    options: dict[str, Any] = condition if is_conditional else {}
+
+    def attempt(seconds: float) -> None:
+        pipe = _method(_file_system(url, policy), "pipe_file")
+        try:
+            _run(lambda: pipe(_path(url), data, **options), seconds)
+        except Exception as error:
+            if not options or not _lacks_conditions(error):
+                raise
+            options.clear()
+            _run(lambda: pipe(_path(url), data), seconds)
+
+    try:
+        retry(attempt, action="write", url=url, policy=policy, size=len(data))
+    except StorageError as error:
+        # The answer to an earlier attempt may be lost: its object is the one that is there.
+        if error.status not in (409, 412) or read(url, 0, None, policy) != data:
+            raise
+
+
+def _lacks_conditions(error: Exception) -> bool:
+    """Whether the store or an old botocore has no conditional writes."""
+    return http_status(error) == 501 or type(error).__name__ == "ParamValidationError"
 
 
 def upload(url: str, file: Path, policy: RetryPolicy) -> None:

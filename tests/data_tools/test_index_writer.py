@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from kinemae.data_tools.index import (
     write_index,
     write_removed,
 )
-from kinemae.data_tools.storage.location import location
+from kinemae.data_tools.storage.location import Location, location
 
 EMPTY = Sample(
     key="", shard=0, offset=0, length=1, crc32=0, frames=2, duration_s=0.5, width=4, height=4, codec="h264",
@@ -218,6 +219,38 @@ def test_the_loser_of_two_first_writers_takes_nothing_away(bucket: str):
             write_index(store, samples(), SHARDS, ["x"], {})
             late.add_samples(samples(1))
             late.add_shards(SHARDS)
+    assert keys(open_index(store, check_shards=False)) == [f"k{number}" for number in range(10)]
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]) -> None:
+    """Let another process make a change after the last comparison of a commit, before its write."""
+    write = Location.write
+
+    def late_write(place: Location, data: bytes, **options: str | None) -> None:
+        monkeypatch.setattr(Location, "write", write)
+        change()
+        write(place, data, **options)
+
+    monkeypatch.setattr(Location, "write", late_write)
+
+
+def test_an_object_store_compares_the_state_when_it_is_replaced(bucket: str, monkeypatch: pytest.MonkeyPatch):
+    store = location(f"{bucket}/set")
+    write_index(store, samples(), SHARDS, ["x"], {})
+    index = open_index(store, check_shards=False)
+    interrupted(monkeypatch, lambda: remove(index, 0))
+    with pytest.raises(DataError, match=r"got another dataset.json: another process changed it"):
+        remove(index, 1)
+    now = open_index(store, check_shards=False)
+    assert now.removed_R.tolist() == [0]
+    assert set(store.list()) == {"dataset.json", *(file.name for file in now.files.values())}
+
+
+def test_an_object_store_lets_one_of_two_first_writers_win(bucket: str, monkeypatch: pytest.MonkeyPatch):
+    store = location(f"{bucket}/set")
+    interrupted(monkeypatch, lambda: write_index(store, samples(), SHARDS, ["x"], {}))
+    with pytest.raises(DataError, match="another process changed it"):
+        write_index(store, samples(3), SHARDS, ["x"], {})
     assert keys(open_index(store, check_shards=False)) == [f"k{number}" for number in range(10)]
 
 

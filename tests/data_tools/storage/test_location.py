@@ -270,6 +270,41 @@ def test_an_outage_is_not_a_missing_file(server: FaultyServer, remote_file: Loca
         remote_file.exists()
 
 
+def test_a_conditional_write_replaces_only_the_expected_object(bucket: str):
+    place = location(f"{bucket}/x", retry_policy=QUICK)
+    assert place.etag() is None
+    place.write(b"one", expected_etag="")
+    with pytest.raises(StorageError, match="HTTP 412"):
+        place.write(b"two", expected_etag="")
+    old = place.etag()
+    place.write(b"two", expected_etag=old)
+    with pytest.raises(StorageError, match="HTTP 412"):
+        place.write(b"three", expected_etag=old)
+    assert place.read() == b"two"
+    place.write(b"two", expected_etag=old)  # as a retry does if the first answer was lost
+    place.write(b"three")
+    assert place.read() == b"three"
+
+
+def test_a_store_without_conditional_writes_is_written_without_them(
+    proxied_bucket: tuple[FaultyServer, str],
+):
+    proxy, bucket = proxied_bucket
+    place = location(f"{bucket}/x", retry_policy=QUICK)
+    place.write(b"one")
+    proxy.script(501)
+    place.write(b"two", expected_etag='"another"')
+    assert place.read() == b"two" and proxy.injected == [501]
+
+
+def test_files_have_no_conditional_writes(tmp_path: Path):
+    place = location(tmp_path / "x")
+    place.write(b"one")
+    assert place.etag() is None
+    place.write(b"two", expected_etag="")
+    assert place.read() == b"two"
+
+
 def test_an_unreachable_address_is_an_error_with_the_address():
     with pytest.raises(StorageError, match=r"cannot read http://127.0.0.1:9/x: ClientConnectorError: .*"):
         location("http://127.0.0.1:9/x", retry_policy=QUICK).read(0, 1)
