@@ -208,14 +208,19 @@ def video_members(sample: RawSample) -> list[str]:
 
 
 def _call(kind: str, hook: Callable[[RawSample], Any], sample: RawSample) -> Any:
-    """Call a hook; the names that begin with __ stay."""
+    """Call a hook; the names that begin with __ stay, and an error of the hook names the sample."""
     own = {name: value for name, value in sample.items() if name.startswith("__")}
-    result = hook(sample)
+    name = getattr(hook, "__name__", hook)
+    try:
+        result = hook(sample)
+    except Exception as error:
+        error.add_note(f"{kind}: {name} failed for sample {own['__key__']} of {own['__url__']}")
+        raise
     if kind == "select" or result is None:
         return result
     if not isinstance(result, dict):
         raise DataError(
-            f"map: expected a dictionary or None from {getattr(hook, '__name__', hook)}, got "
+            f"map: expected a dictionary or None from {name}, got "
             f"{type(result).__name__} for {own['__tar__']}/{own['__key__']}; fix: return the changed sample"
         )
     return {**result, **own}

@@ -38,6 +38,26 @@ def test_hooks_see_the_samples_of_webdataset_and_columns_are_decoded(tmp_path):
     assert single["key"] == "x-001.tar/00100" and single["txt"] == "caption 0"
 
 
+def broken(sample):
+    return sample["cls"] if sample["__key__"] != "00203" else sample["absent"]
+
+
+@pytest.mark.parametrize("kind", ["map", "select"])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.processes)])
+def test_an_error_of_a_function_names_the_sample_and_the_tar(tmp_path, kind, workers):
+    write_tars(tmp_path)
+    tar = str(tmp_path / "x-002.tar")
+    stream = kinemae.clips(tar, CLIP, batch_size=4, workers=workers)
+    function = broken if kind == "select" else with_broken
+    with pytest.raises(KeyError, match="absent") as raised:
+        keys(getattr(stream, kind)(function).with_epoch(2))
+    assert f"{kind}: {function.__name__} failed for sample 00203 of {tar}" in raised.value.__notes__
+
+
+def with_broken(sample):
+    return {**sample, "found": broken(sample)}
+
+
 def test_iterations_continue_and_an_epoch_has_each_sample_once(tmp_path):
     pattern = write_tars(tmp_path)
     stream = kinemae.clips(pattern, CLIP, batch_size=2).with_epoch(5)
