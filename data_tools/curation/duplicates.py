@@ -12,7 +12,8 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from kinemae.data_tools.curation.near_duplicates import (
     near_duplicate_groups,
     read_hashes,
 )
-from kinemae.data_tools.files import atomic_write_text, to_jsonl
+from kinemae.data_tools.files import to_jsonl
 from kinemae.data_tools.index import ShardIndex, open_data_sets
 from kinemae.data_tools.storage.location import location
 
@@ -76,44 +77,101 @@ def run_duplicates(arguments: argparse.Namespace) -> None:
         raise ValueError(f"OUT {out}: expected a new folder, got an existing one; fix: choose another OUT")
     sets = open_data_sets(location(arguments.shards), check_shards=False)
     groups = find_duplicates(sets, config)
-    removed: dict[str, list[str]] = {name: [] for name in sets}
-    for group in groups:
-        for entry in group["remove"]:
-            removed[entry["split"]].append(entry["key"])
     with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-        for name, keys in removed.items():
-            if keys:
-                atomic_write_text(out / f"{name or 'keys'}.txt", "".join(f"{key}\n" for key in keys))
-        atomic_write_text(out / "duplicates.jsonl", to_jsonl(groups))
+        count, removed = _write(out, groups, sets)
     total = sum(map(len, sets.values()))
-    log.info("%s: %d groups of near duplicates among %d samples", out, len(groups), total)
+    log.info("%s: %d groups of near duplicates among %d samples", out, count, total)
     for name, keys in removed.items():
         if keys:
-            paths = sets[name].folder, out / f"{name or 'keys'}.txt"
+            paths = sets[name].folder, out / _keys_name(name)
             folder, file = (shlex.quote(str(path)) for path in paths)
-            log.info("to remove %d samples: kinemae data remove %s %s", len(keys), folder, file)
+            log.info("to remove %d samples: kinemae data remove %s %s", keys, folder, file)
     if arguments.json:
-        counts = {name: len(keys) for name, keys in removed.items()}
-        sys.stdout.write(json.dumps({"samples": total, "groups": len(groups), "remove": counts}) + "\n")
+        sys.stdout.write(json.dumps({"samples": total, "groups": count, "remove": removed}) + "\n")
 
 
-def find_duplicates(sets: dict[str, ShardIndex], config: DuplicatesConfig) -> list[dict[str, Any]]:
+def _write(
+    out: Path, groups: Iterable[Mapping[str, Any]], splits: Iterable[str]
+) -> tuple[int, dict[str, int]]:
+    """Write the groups and the keys one by one; return the numbers of groups and of keys of each split."""
+    count, removed = 0, dict.fromkeys(splits, 0)
+    files = ["duplicates.jsonl", *map(_keys_name, removed)]
+    with ExitStack() as stack:
+        lines, *keys = (
+            stack.enter_context((out / f"{name}.partial").open("w", encoding="utf-8")) for name in files
+        )
+        keys_of = dict(zip(removed, keys, strict=True))
+        for count, group in enumerate(groups, start=1):  # noqa: B007 - used after the loop
+            lines.write(to_jsonl([group]))
+            for entry in group["remove"]:
+                removed[entry["split"]] += 1
+                keys_of[entry["split"]].write(f"{entry['key']}\n")
+    for name, is_used in zip(files, (True, *removed.values()), strict=True):
+        partial = out / f"{name}.partial"
+        partial.replace(out / name) if is_used else partial.unlink()
+    return count, removed
+
+
+def _keys_name(split: str) -> str:
+    return f"{split or 'keys'}.txt"
+
+
+def find_duplicates(sets: dict[str, ShardIndex], config: DuplicatesConfig) -> Iterator[dict[str, Any]]:
     """The groups of near duplicates, largest first.
 
     Raises:
         DataError: a data set has no hashes.
     """
-    names = list(sets)
     hashes = gather_hashes(sets, max_blank_share=config.max_blank_share)
-    groups = []
-    for component in near_duplicate_groups(hashes.words_NX, config.bits):
-        for kept, others in _kept(component, hashes, config.bits):
-            bits = distances(hashes.words_NX[kept], hashes.words_NX[others]).tolist()
-            entries = [_entry(sets, names, hashes, row) for row in (kept, *others.tolist())]
-            remove = [{**entry, "bits": count} for entry, count in zip(entries[1:], bits, strict=True)]
-            groups.append({"keep": entries[0], "remove": remove})
-    return sorted(groups, key=lambda group: -len(group["remove"]))
+    components = near_duplicate_groups(hashes.words_NX, config.bits)
+    found = [group for component in components for group in _kept(component, hashes, config.bits)]
+    found.sort(key=lambda group: -len(group[1]))
+    rows = np.fromiter((row for group in found for row in (group[0], *group[1].tolist())), np.int64)
+    entries = _Entries(sets, hashes, np.unique(rows))
+    for kept, others in found:
+        bits = distances(hashes.words_NX[kept], hashes.words_NX[others]).tolist()
+        near = zip(others.tolist(), bits, strict=True)
+        yield {
+            "keep": entries.of(kept),
+            "remove": [{**entries.of(row), "bits": count} for row, count in near],
+        }
+
+
+class _Entries:
+    """Key, split and name of some rows of hashes, read in one pass over each data set.
+
+    Args:
+        row_K: the rows, ascending and unique.
+    """
+
+    def __init__(self, sets: dict[str, ShardIndex], hashes: Hashes, row_K: np.ndarray):
+        self._row_K, self._names = row_K, list(sets)
+        self._set_K = hashes.set_N[row_K]  # ascending, as the hashes are those of one set after the other
+        position_K = hashes.position_N[row_K]
+        self._texts = {
+            column: [
+                text
+                for number, index in enumerate(sets.values())
+                for text in _texts_at(index, column, position_K[self._set_K == number])
+            ]
+            for column in ("key", "name")
+        }
+
+    def of(self, row: int) -> dict[str, Any]:
+        """The entry of a row."""
+        at = int(np.searchsorted(self._row_K, row))
+        key, name = (self._texts[column][at] for column in ("key", "name"))
+        return {"key": key, "split": self._names[self._set_K[at]], "name": name}
+
+
+def _texts_at(index: ShardIndex, column: str, position_K: np.ndarray) -> Iterator[str]:
+    """Texts of a column at ascending positions."""
+    begin = 0
+    for batch in index.batches([column]):
+        first, last = np.searchsorted(position_K, (begin, begin + len(batch)))
+        yield from batch.column(0).take(position_K[first:last] - begin).to_pylist()
+        begin += len(batch)
 
 
 def gather_hashes(sets: dict[str, ShardIndex], *, max_blank_share: float = MAX_BLANK_SHARE) -> Hashes:
@@ -156,9 +214,3 @@ def _kept(component: np.ndarray, hashes: Hashes, bits: int) -> Iterator[tuple[in
         if is_near.any():
             yield kept, rest[is_near]
         rest = rest[~is_near]
-
-
-def _entry(sets: dict[str, ShardIndex], names: list[str], hashes: Hashes, row: int) -> dict[str, Any]:
-    split = names[hashes.set_N[row]]
-    sample = sets[split].sample(int(hashes.position_N[row]))
-    return {"key": sample.key, "split": split, "name": sample.name}

@@ -45,18 +45,20 @@ def main() -> None:
         key = open_index(folder / "a", check_shards=False).column("key")
         (folder / "keys.txt").write_text("\n".join(key[:: max(1, len(key) // _KEYS)]))
         del key
-        _print(
+        print_cost(
             f"merge of {samples // 2} + {samples // 2}",
-            _command("merge", folder / "a", folder / "b", folder / "all"),
+            command("merge", folder / "a", folder / "b", folder / "all"),
         )
-        _print(f"remove of {_KEYS} keys", _command("remove", folder / "all", folder / "keys.txt"))
-        _print("remove by a condition", _command("remove", folder / "all", "where=label == 'class 3'"))
-        _print(f"add of {_SMALL}", _command("add", folder / "all", folder / "small"))
-        _print("subset of a half", _command("subset", folder / "all", folder / "half", "where=label < 200"))
+        print_cost(f"remove of {_KEYS} keys", command("remove", folder / "all", folder / "keys.txt"))
+        print_cost("remove by a condition", command("remove", folder / "all", "where=label == 'class 3'"))
+        print_cost(f"add of {_SMALL}", command("add", folder / "all", folder / "small"))
+        print_cost(
+            "subset of a half", command("subset", folder / "all", folder / "half", "where=label < 200")
+        )
         index = open_index(folder / "all", check_shards=False)
-        _print("data.where", lambda: select_rows(index, "label < 200 and duration_s > 5"))
+        print_cost("data.where", lambda: select_rows(index, "label < 200 and duration_s > 5"))
         weighted: list[Concatenation] = []
-        _print("data.weight", lambda: weighted.append(Concatenation({"all": index}, weight="frames")))
+        print_cost("data.weight", lambda: weighted.append(Concatenation({"all": index}, weight="frames")))
         begin = time.perf_counter()
         for slot in range(0, len(index), len(index) // 1000):
             weighted[0].locate(0, 0, slot)
@@ -78,15 +80,17 @@ def _rename(folder: Path, samples: int, first: int) -> None:
         writer.add_shards(index.shards)
 
 
-def _command(*words: object) -> Callable[[], object]:
+def command(*words: object) -> Callable[[], object]:
+    """Return the run of a command of `kinemae data`."""
+
     def run() -> None:
         assert data([str(word) for word in words]) == 0, words
 
     return run
 
 
-def _print(what: str, action: Callable[[], object]) -> None:
-    """Run and print seconds and memory."""
+def print_cost(what: str, action: Callable[[], object]) -> None:
+    """Run, and print seconds and memory."""
     before, largest, done = own_mb(), 0.0, threading.Event()
 
     def watch() -> None:
