@@ -47,6 +47,7 @@ PROGRAM = Program(
             example="kinemae data add shards more_shards videos=copy",
             run=lazy("kinemae.data_tools.editing.merge", "run_add"),
             variadic=("sources", "a data set or the folder of its splits, then those to add, then overrides"),
+            options=(_DRY_RUN,),
         ),
         Command(
             name="merge",
@@ -57,6 +58,7 @@ PROGRAM = Program(
                 "sources",
                 "data sets, folders of splits or OUT/parts, then the folder to make, then overrides",
             ),
+            options=(_DRY_RUN,),
         ),
         Command(
             name="remove",
@@ -65,6 +67,7 @@ PROGRAM = Program(
             run=lazy("kinemae.data_tools.editing.remove", "run_remove"),
             positionals=(("shards", "a data set, or the folder that holds its splits"),),
             optional=("keys", "file with one key per line, - for standard input; or where='CONDITION'"),
+            options=(_DRY_RUN,),
         ),
         Command(
             name="compact",
@@ -72,6 +75,7 @@ PROGRAM = Program(
             example="kinemae data compact shards",
             run=lazy("kinemae.data_tools.editing.compact", "run_compact"),
             positionals=(("shards", "a data set, or the folder that holds its splits"),),
+            options=(_DRY_RUN,),
         ),
         Command(
             name="subset",
@@ -82,6 +86,7 @@ PROGRAM = Program(
                 ("shards", "a data set, or the folder that holds its splits"),
                 ("out", "folder to make"),
             ),
+            options=(_DRY_RUN,),
         ),
         Command(
             name="reshard",
@@ -92,6 +97,7 @@ PROGRAM = Program(
                 ("shards", "a data set, or the folder that holds its splits"),
                 ("out", "folder to make"),
             ),
+            options=(_DRY_RUN,),
         ),
         Command(
             name="report",

@@ -48,6 +48,9 @@ def run_compact(arguments: argparse.Namespace) -> None:
     """Write the shards with removed samples again, without these; other shards stay as they are."""
     config = load_config(CompactConfig, None, arguments.overrides)
     for index in open_data_sets(location(arguments.shards)).values():
+        if arguments.dry_run:
+            _log_dry_run(index)
+            continue
         compact(index, delete=config.previous == "delete")
 
 
@@ -80,6 +83,17 @@ def compact(index: ShardIndex, *, delete: bool = False) -> None:
     if delete:
         delete_previous(index.folder)
     _log_result(index, len(set(names) - set(inside)), len(inside), delete=delete)
+
+
+def _log_dry_run(index: ShardIndex) -> None:
+    whole, removed_R = index.with_removed(), index.removed_R
+    numbers = np.unique(whole.column("shard")[removed_R])
+    log.info(
+        "%s: dry run: %d removed samples with %.1f MB would be deleted, and %d of %d shards with %.1f MB "
+        "written again",
+        *(index.folder, len(removed_R), whole.column("length")[removed_R].sum() / 1e6),
+        *(len(numbers), len(index.shards), index.shards.column("bytes")[numbers].sum() / 1e6),
+    )
 
 
 def _write_shards(index: ShardIndex) -> dict[int, _NewShard | None]:

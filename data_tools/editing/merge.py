@@ -73,19 +73,22 @@ def run_add(arguments: argparse.Namespace) -> None:
     check_leaks(with_siblings(together, target), config.leaks)
     for split, indexes in new.items():
         if split not in base:
-            merge({split: indexes}, target, config)
+            merge({split: indexes}, target, config, dry_run=arguments.dry_run)
             continue
         [index] = base[split]
         known = index.made_by.get("added", [])
         fresh = [each for each in indexes if each.identity not in known]
         if fresh:
-            _merge_split(fresh, index.folder, config, "add", base=index)
+            _merge_split(fresh, index.folder, config, "add", base=index, dry_run=arguments.dry_run)
         else:
             log.info("%s: the samples were added before", index.folder)
 
 
-def merge(splits: Splits, out: Location, config: MergeConfig) -> None:
+def merge(splits: Splits, out: Location, config: MergeConfig, *, dry_run: bool = False) -> None:
     """Write a data set for each split into a new folder.
+
+    Args:
+        dry_run: check and count only.
 
     Raises:
         DataError: the data sets do not fit together, or `out` holds another data set.
@@ -95,7 +98,7 @@ def merge(splits: Splits, out: Location, config: MergeConfig) -> None:
     made_by = {split: _made_by("merge", indexes, config) for split, indexes in splits.items()}
     missing = [split for split in splits if not is_complete(folders[split], made_by[split])]
     for split in missing:
-        _merge_split(splits[split], folders[split], config, "merge")
+        _merge_split(splits[split], folders[split], config, "merge", dry_run=dry_run)
 
 
 def _made_by(command: str, indexes: Sequence[ShardIndex], config: MergeConfig) -> dict[str, Any]:
@@ -109,6 +112,8 @@ def _merge_split(
     config: MergeConfig,
     command: str,
     base: ShardIndex | None = None,
+    *,
+    dry_run: bool,
 ) -> None:
     """Join data sets and log the result; `base` is the present state of `folder`."""
     together = [*([] if base is None else [base]), *indexes]
@@ -125,6 +130,9 @@ def _merge_split(
         )
     if count:
         log.warning("%s: %d samples have the key of an earlier one and are left out", folder, count)
+    if dry_run:
+        _log_dry_run(indexes, folder, sum(map(len, together)) - count, copies=config.videos == "copy")
+        return
     made_by = common_origin(together) | _made_by(command, indexes, config)
     if base is not None:
         made_by["added"] = [*base.made_by.get("added", []), *made_by["added"]]
@@ -138,6 +146,14 @@ def _merge_split(
         base=base,
     )
     log.info("%s: %d samples of %d data sets", folder, sum(map(len, together)) - count, len(together))
+
+
+def _log_dry_run(indexes: Sequence[ShardIndex], folder: Location, samples: int, *, copies: bool) -> None:
+    log.info(
+        "%s: dry run: it would have %d samples; %d shards with %.1f MB would be %s",
+        *(folder, samples, sum(len(index.shards) for index in indexes)),
+        *(sum(index.shards.bytes for index in indexes) / 1e6, "copied" if copies else "referred to"),
+    )
 
 
 def merge_indexes(  # noqa: PLR0913 - all but two by name

@@ -37,9 +37,9 @@ def run_merge(arguments: argparse.Namespace) -> None:
     *sources, out = folders
     parts = find_parts(sources[0]) if len(sources) == 1 else {}
     if parts:
-        merge_parts(parts, out, config)
+        merge_parts(parts, out, config, dry_run=arguments.dry_run)
     else:
-        merge(open_sources(sources), out, config)
+        merge(open_sources(sources), out, config, dry_run=arguments.dry_run)
 
 
 def find_parts(folder: Location) -> dict[Part, Location]:
@@ -48,10 +48,13 @@ def find_parts(folder: Location) -> dict[Part, Location]:
     return dict(sorted(found.items()))
 
 
-def merge_parts(parts: _Parts, out: Location, config: MergeConfig) -> None:
+def merge_parts(parts: _Parts, out: Location, config: MergeConfig, *, dry_run: bool = False) -> None:
     """Write the data sets of all parts together, and the lists of rejected videos.
 
     The result holds the samples of one run without parts. A repeated merge resumes.
+
+    Args:
+        dry_run: check and count only.
 
     Raises:
         DataError: a part is missing or incomplete, parts come from different sources or configs, a shard is
@@ -73,8 +76,15 @@ def merge_parts(parts: _Parts, out: Location, config: MergeConfig) -> None:
     )
     total = sum(state["videos"] for state in states)
     limits = states[0]["limits"]
-    _write_lists(parts, out, tuple(splits), total=total, max_bad_fraction=limits["max_bad_fraction"])
-    merge(splits, out, replace(config, leaks="warn") if limits["leaks"] == "warn" else config)
+    if dry_run:
+        rejected = [entry for place in parts.values() for entry in _entries(place, REJECTED_NAME)]
+        check_rejects(rejected, total, limits["max_bad_fraction"], out / REJECTED_NAME)
+    else:
+        _write_lists(parts, out, tuple(splits), total=total, max_bad_fraction=limits["max_bad_fraction"])
+    config = replace(config, leaks="warn") if limits["leaks"] == "warn" else config
+    merge(splits, out, config, dry_run=dry_run)
+    if dry_run:
+        return
     for split, found in splits.items():
         present = {int(label) for index in found for label in np.unique(index.column("label"))}
         warn_of_absent_classes(split, found[0].classes, present)

@@ -38,11 +38,18 @@ def run_remove(arguments: argparse.Namespace) -> None:
     for name, index in sets.items():
         removed = np.union1d(index.removed_R, np.flatnonzero(chosen[name]))
         count = len(removed) - len(index.removed_R)
-        if count:
+        if count and not arguments.dry_run:
             write_removed(index.folder, index.state, removed, index.shards)
         old = int(chosen[name].sum()) - count
         again = f", {old} more were removed before" if old else ""
-        log.info("%s: %d of %d samples removed%s", index.folder, count, len(index), again)
+        what = (
+            "dry run: %d of %d samples would be removed%s"
+            if arguments.dry_run
+            else "%d of %d samples removed%s"
+        )
+        log.info(f"%s: {what}", index.folder, count, len(index), again)
+    if arguments.dry_run:
+        return
     log.info(
         "the removed videos are no longer read; `kinemae data compact %s` deletes them",
         shlex.quote(arguments.shards),

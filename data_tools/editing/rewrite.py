@@ -85,7 +85,9 @@ def run_subset(arguments: argparse.Namespace) -> None:
         if not is_complete(folder, made_by):
             tasks.append((whole.filter(chosen_R), folder, made_by))
     for index, folder, made_by in tasks:
-        if config.videos == "copy":
+        if arguments.dry_run:
+            _log_dry_run(index, folder, config.videos)
+        elif config.videos == "copy":
             write_shards(index, folder, config, made_by)
         else:
             _write_references(index, folder, made_by)
@@ -100,7 +102,18 @@ def run_reshard(arguments: argparse.Namespace) -> None:
         if not is_complete(folder, made_by):
             tasks.append((index, folder, made_by))
     for index, folder, made_by in tasks:
-        write_shards(index, folder, config, made_by)
+        if arguments.dry_run:
+            _log_dry_run(index, folder, "copy")
+        else:
+            write_shards(index, folder, config, made_by)
+
+
+def _log_dry_run(index: ShardIndex, folder: Location, videos: str) -> None:
+    shards, size = len(np.unique(index.column("shard"))), int(index.column("length").sum())
+    log.info(
+        "%s: dry run: %d samples with %.1f MB of video in %d shards would be %s",
+        *(folder, len(index), size / 1e6, shards, "copied" if videos == "copy" else "referred to"),
+    )
 
 
 def _folder(arguments: argparse.Namespace, split: str) -> Location:

@@ -390,3 +390,32 @@ def test_keys_come_from_standard_input_and_unknown_ones_may_be_ignored(
     log = run("remove", whole, "-", "missing=ignore")
     assert "1 of 2 keys that no sample has, first nobody" in log and "1 of 32 samples removed" in log
     assert key not in keys_of(open_index(whole))
+
+
+def test_a_dry_run_counts_and_writes_nothing(
+    synth_shards: Path, whole: Path, tmp_path: Path, run: Run
+) -> None:
+    run("remove", whole, "where=label == 'move_left'")
+    keys = keys_of(open_index(whole))
+    (tmp_path / "keys.txt").write_text(f"{keys[0]}\n{keys[1]}\n")
+    run("subset", synth_shards / "train", tmp_path / "new", "where=label == 'move_left'", "videos=copy")
+    before = contents(tmp_path)
+    assert "dry run: 2 of 28 samples would be removed" in run(
+        "remove", whole, tmp_path / "keys.txt", "--dry-run"
+    )
+    assert "dry run: 4 removed samples with 0.0 MB would be deleted, and 3 of 4 shards" in run(
+        "compact", whole, "--dry-run"
+    )
+    for words, expected in (
+        (("add", whole, tmp_path / "new"), f"it would have {len(keys) + 4} samples; 1 shards with"),
+        (("merge", whole, tmp_path / "new", tmp_path / "out"), "would be referred to"),
+        (
+            ("merge", whole, tmp_path / "new", tmp_path / "out", "videos=copy"),
+            "would be copied",
+        ),
+        (("subset", whole, tmp_path / "out", "where=label == 'move_right'"), "4 samples with"),
+        (("reshard", whole, tmp_path / "out"), f"{len(keys)} samples with"),
+    ):
+        assert expected in run(*words, "--dry-run")
+    assert contents(tmp_path) == before
+    assert "expected unique keys" in run("add", whole, synth_shards / "train", "--dry-run", code=EXIT_DATA)
