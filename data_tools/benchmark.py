@@ -29,6 +29,7 @@ from kinemae.data_tools.stream.views import View, crop_views, training_view
 from kinemae.data_tools.stream.worker_setup import available_cores
 from kinemae.data_tools.stream.yuv_planes import yuv_frames_at
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips
+from kinemae.data_tools.unread import check_is_read
 
 Item = TypeVar("Item")
 
@@ -105,7 +106,9 @@ class BenchResult:
 def run_bench(arguments: argparse.Namespace) -> None:
     """Run the command."""
     settings = load_config(BenchConfig, None, arguments.overrides)
-    result = bench(open_index(arguments.shards), settings)
+    index = open_index(arguments.shards)
+    check_is_read(index, "bench")
+    result = bench(index, settings)
     text = json.dumps(asdict(result)) if arguments.json else as_text(result)
     sys.stdout.write(text + "\n")
 

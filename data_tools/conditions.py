@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import COLUMNS, ShardIndex
+from kinemae.data_tools.unread import UNREAD_COLUMNS, with_nulls
 
 _EXAMPLE = "motion > 0.5 and label != 'still'"
 _LABEL = "label"
@@ -78,7 +79,8 @@ class Condition:
         check_columns(index, sorted(stored), key=self.key)
         split = pa.scalar(index.folder.name or Path.cwd().name)
         found = [np.empty(0, dtype=bool)]
-        for batch in index.batches(sorted({*stored, _LABEL})):
+        frames = {"frames"} if stored & UNREAD_COLUMNS else set()
+        for batch in map(with_nulls, index.batches(sorted({*stored, *frames, _LABEL}))):
             columns = {_SPLIT: split, **dict(zip(batch.schema.names, batch.columns, strict=True))}
             try:
                 true = self._term(_Rows(columns, index.classes))

@@ -20,7 +20,8 @@ COLUMNS = pa.schema(
         ("offset", pa.int64()),  # first byte of the video inside the shard
         ("length", pa.int64()),  # bytes of the video
         ("crc32", pa.uint32()),  # of those bytes
-        ("frames", pa.int32()),  # counted by decoding, not taken from the container
+        # Counted by decoding. 0: the video was not read; crc32, duration, size and codec are unknown too.
+        ("frames", pa.int32()),
         ("duration_s", pa.float64()),
         ("width", pa.int32()),  # as shown, after rotation
         ("height", pa.int32()),
@@ -82,6 +83,11 @@ class Sample:
     reference_phase: int = 0
     frame_step: int = 1
     window_s: tuple[float, float] | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """False if checksum, frames, duration, size and codec are unknown, see `data_tools/unread.py`."""
+        return self.frames != 0
 
     @property
     def source_fps(self) -> float:

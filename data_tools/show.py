@@ -10,8 +10,11 @@
     groups       12
     columns      camera, speed
     no label     0
+    removed      3 rows, whose videos are in the shards until `kinemae data compact`
+    not read     240, whose frames, duration, size and codec are unknown
 
-Lines of missing features (groups, columns) are left out.
+Lines of missing features (groups, columns, removed rows) are left out. Frames, duration, sizes and codecs are
+those of the videos that `index` read.
 """
 
 import argparse
@@ -24,8 +27,11 @@ import numpy as np
 
 from kinemae.data_tools.index import NO_LABEL, ShardIndex, open_index
 from kinemae.data_tools.leaks import dictionary_encode_column
+from kinemae.data_tools.unread import unread_rows
 
 _MAX_LINES = 20  # of classes or frame sizes
+_COMPACT = "whose videos are in the shards until `kinemae data compact`"
+_UNREAD = "whose frames, duration, size and codec are unknown"
 
 
 def run_show(arguments: argparse.Namespace) -> None:
@@ -38,9 +44,11 @@ def run_show(arguments: argparse.Namespace) -> None:
 def summarize(index: ShardIndex) -> dict[str, Any]:
     """Counts and ranges of a data set, as JSON values."""
     labels = Counter(index.column("label").tolist())
-    widths, heights = index.column("width").tolist(), index.column("height").tolist()
+    is_read_R = ~unread_rows(index)
+    widths, heights, codecs, duration_s, frames = (
+        index.column(name)[is_read_R] for name in ("width", "height", "codec", "duration_s", "frames")
+    )
     sizes = Counter(f"{width}x{height}" for width, height in zip(widths, heights, strict=True))
-    duration_s, frames = index.column("duration_s"), index.column("frames")
     layout = index.made_by.get("config", {}).get("layout") or {}
     return {
         "samples": len(index),
@@ -53,12 +61,14 @@ def summarize(index: ShardIndex) -> dict[str, Any]:
         "duration_s": _min_median_max(duration_s),
         "frames": _min_median_max(frames),
         "fps": _min_median_max(frames / np.maximum(duration_s, 1e-9)),
-        "codecs": dict(Counter(index.column("codec").tolist()).most_common()),
+        "codecs": dict(Counter(codecs.tolist()).most_common()),
         "sizes": dict(sizes.most_common()),
         "layout": layout.get("name", ""),
         **{name: _counts(index, name) for name in ("frame_step", "reference_stride")},
         "groups": _groups(index),
         "columns": list(index.extra),
+        "removed": len(index.removed_R),
+        "unread": len(index) - len(frames),
     }
 
 
@@ -72,28 +82,38 @@ def _groups(index: ShardIndex) -> int:
     return sum(1 for value in values if value.as_py())
 
 
-def _min_median_max(values: np.ndarray) -> dict[str, float]:
+def _min_median_max(values: np.ndarray) -> dict[str, float] | None:
+    if not len(values):
+        return None
     return {"min": values.min().item(), "median": float(np.median(values)), "max": values.max().item()}
 
 
 def _as_text(summary: dict[str, Any]) -> str:
-    duration_s, frames, fps = summary["duration_s"], summary["frames"], summary["fps"]
     lines = [
         f"samples      {summary['samples']} in {summary['shards']} shards, {summary['bytes'] / 1e6:.1f} MB",
         f"fingerprint  {summary['fingerprint']}",
         *_layout(summary),
+        *(_videos(summary) if summary["frames"] else []),
+        *_table("classes", summary["classes"]),
+        *([f"groups       {summary['groups']}"] if summary["groups"] else []),
+        *([f"columns      {', '.join(summary['columns'])}"] if summary["columns"] else []),
+        f"no label     {summary['without_label']}",
+        *([f"removed      {summary['removed']} rows, {_COMPACT}"] if summary["removed"] else []),
+        *([f"not read     {summary['unread']}, {_UNREAD}"] if summary["unread"] else []),
+    ]
+    return "\n".join(lines)
+
+
+def _videos(summary: dict[str, Any]) -> list[str]:
+    duration_s, frames, fps = summary["duration_s"], summary["frames"], summary["fps"]
+    return [
         f"duration     {summary['hours']:.2f} h; {duration_s['min']:.2f} to {duration_s['max']:.2f} s, "
         f"median {duration_s['median']:.2f} s",
         f"frames       {frames['min']} to {frames['max']}, median {frames['median']:g}",
         f"frame rate   {fps['min']:.2f} to {fps['max']:.2f} fps, median {fps['median']:.2f} fps",
         *_table("codecs", summary["codecs"]),
         *_table("sizes", summary["sizes"]),
-        *_table("classes", summary["classes"]),
-        *([f"groups       {summary['groups']}"] if summary["groups"] else []),
-        *([f"columns      {', '.join(summary['columns'])}"] if summary["columns"] else []),
-        f"no label     {summary['without_label']}",
     ]
-    return "\n".join(lines)
 
 
 def _layout(summary: dict[str, Any]) -> list[str]:

@@ -34,6 +34,7 @@ OWNERS = {
         "data_tools/index_schema.py",
         "data_tools/index_writer.py",
         "data_tools/leaks.py",
+        "data_tools/unread.py",
         "finetune/evaluation/predictions.py",
         "finetune/features/files.py",
         "finetune/predict/tables.py",

@@ -20,6 +20,7 @@ from typing import Any
 
 from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.config import load_config, require
+from kinemae.data_tools.curation.frame_stats import COLUMNS as CURATION_COLUMNS
 from kinemae.data_tools.data_set_files import files_of
 from kinemae.data_tools.files import atomic_write_text, to_jsonl
 from kinemae.data_tools.index import (
@@ -72,7 +73,9 @@ class IndexConfig(FieldRules):
         classes: fixes the class numbers: an earlier OUT, a dataset.json, or a list of classes.
         probe: "full" decodes every frame; "header" decodes the first frame and takes the number of frames
             from the container; "stored" reads no video and takes all columns from the .json that `shard`
-            wrote, and leaves the sha256 of shards empty.
+            wrote, and leaves the sha256 of shards empty; "none" reads no video either, and leaves checksum,
+            frames, duration, size and codec of other samples unknown.
+        curate: add the curation columns, see `curation.frame_stats`, of samples whose .json has none.
         max_bad_fraction: stop if a larger fraction of the videos is unreadable; 1 never stops.
         workers: processes; 0 means one per core.
         timeout_s: reject a video after this time without progress.
@@ -81,6 +84,7 @@ class IndexConfig(FieldRules):
 
     classes: str | None = None
     probe: Probe = "full"
+    curate: bool = False
     max_bad_fraction: float = 1.0
     workers: int = 0
     timeout_s: float = TIMEOUT_S
@@ -92,6 +96,9 @@ class IndexConfig(FieldRules):
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)
         require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)
         check_engine(self.engine)
+        require(self.probe == "full" or not self.curate, "curate", "be false unless probe=full", self.curate)
+        taken = sorted(CURATION_COLUMNS.keys() & set(self.columns)) if self.curate else []
+        require(not taken, "columns", "not hold names of curation columns if curate=true", taken)
         is_one = self.classes is None or self.num_classes == 0
         require(is_one, "classes", "be omitted if num_classes is set", self.classes)
 
@@ -143,6 +150,7 @@ def _index(
         rules,
         log_file,
         probe=settings.probe,
+        curate=settings.curate,
         workers=settings.workers,
         timeout_s=settings.timeout_s,
         engine=settings.engine,
@@ -222,7 +230,7 @@ def _class_lists(shards: Sequence[InputShard]) -> list[list[str]]:
     """The class lists of shards made by `shard`: in their folder, or in its parent OUT."""
     folders = dict.fromkeys(shard.place.path.parent for shard in shards if shard.place.path is not None)
     files = dict.fromkeys(folder / CLASSES_NAME for inner in folders for folder in (inner, inner.parent))
-    return [read_classes(str(file)) for file in files if file.is_file()]
+    return [read_classes(str(file), may_be_empty=True) for file in files if file.is_file()]
 
 
 def _write(
@@ -261,6 +269,13 @@ def _write(
     write_index(folder, rows, tars, classes, dict(made_by), extra)
     warn_of_notes(notes, folder / NOTES_NAME)
     log.info("%s: %d videos in %d shards, %d rejected", folder, len(rows), len(tars), len(rejected))
+    unread = sum(not row.is_read for row in rows)
+    if unread:
+        log.warning(
+            "%s: %d videos were not read: checksum, frames, duration, size and codec are unknown; training "
+            "takes them from each video, evaluation and reports need probe=header or probe=full",
+            *(folder, unread),
+        )
     return {"samples": len(rows), "shards": len(tars), "rejected": len(rejected)}
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from kinemae.data_tools.command import DataError
+from kinemae.data_tools.curation.frame_stats import COLUMNS as CURATION_COLUMNS
+from kinemae.data_tools.curation.frame_stats import FrameStats
 from kinemae.data_tools.index import DESCRIPTION_KEY, VideoInfo
 from kinemae.data_tools.indexing.field_rules import (
     FieldRules,
@@ -31,7 +33,8 @@ from kinemae.data_tools.storage.retries import outage_errors
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import probe
 
-Probe = Literal["full", "header", "stored"]
+Probe = Literal["full", "header", "stored", "none"]
+_UNREAD = VideoInfo(frames=0, duration_s=0.0, width=0, height=0, codec="")
 _CHANGED = "its checksum differs from the one in its .json: the video has changed"
 
 
@@ -88,8 +91,9 @@ class _Job:
     shard: InputShard
     rules: FieldRules
     probe: Probe
-    part: int
-    parts: int
+    curate: bool
+    part: int = 0
+    parts: int = 1
 
 
 def scan_shards(  # noqa: PLR0913 - keyword-only, except for the inputs
@@ -98,6 +102,7 @@ def scan_shards(  # noqa: PLR0913 - keyword-only, except for the inputs
     log_file: Path,
     *,
     probe: Probe,
+    curate: bool = False,
     workers: int,
     timeout_s: float = TIMEOUT_S,
     engine: Engine = "local",
@@ -107,7 +112,7 @@ def scan_shards(  # noqa: PLR0913 - keyword-only, except for the inputs
     A remote shard is downloaded to a temporary folder while its videos are read.
 
     Args:
-        probe: see `IndexConfig`.
+        probe, curate: see `IndexConfig`.
         log_file: keeps the results, so that a repeated command resumes.
         timeout_s, engine: see `imap_unordered`.
 
@@ -115,7 +120,8 @@ def scan_shards(  # noqa: PLR0913 - keyword-only, except for the inputs
         StorageUnavailable: a shard cannot be read now.
         DataError: a shard is damaged, or a label is missing or invalid.
     """
-    jobs = {_key(job): job for shard in shards for job in _jobs(shard, rules, probe, len(shards), workers)}
+    whole = [_Job(shard=shard, rules=rules, probe=probe, curate=curate) for shard in shards]
+    jobs = {_key(part): part for job in whole for part in _parts(job, len(shards), workers)}
     logged = load_results(log_file, _parse)
     known = {key: scan for key, scan in logged.items() if key in jobs and not scan.failure}
     todo = [key for key in jobs if key not in known]
@@ -130,11 +136,11 @@ def scan_shards(  # noqa: PLR0913 - keyword-only, except for the inputs
     return [_joined(parts[shard.name], number) for number, shard in enumerate(shards)]
 
 
-def _jobs(shard: InputShard, rules: FieldRules, probe: Probe, shards: int, workers: int) -> list[_Job]:
+def _parts(job: _Job, shards: int, workers: int) -> list[_Job]:
     """Split a local shard in parts if there are fewer shards than processes and videos are decoded."""
     processes = workers or len(os.sched_getaffinity(0))
-    parts = max(ceil(processes / shards), 1) if shard.place.path and probe != "stored" else 1
-    return [_Job(shard=shard, rules=rules, probe=probe, part=part, parts=parts) for part in range(parts)]
+    parts = max(ceil(processes / shards), 1) if job.shard.place.path and _reads_videos(job.probe) else 1
+    return [replace(job, part=part, parts=parts) for part in range(parts)]
 
 
 def _joined(parts: list[ShardScan], number: int) -> ShardScan:
@@ -179,63 +185,62 @@ def _shard_scan(job: _Job, file: IO[bytes], contents: ShardContents, samples: li
     if job.part > 0:
         return ShardScan(samples=tuple(samples), unused=unused)
     samples = samples + [_unreadable(key, key, reason) for key, reason in contents.skipped.items()]
-    if job.probe == "stored":
+    if not _reads_videos(job.probe):
         return ShardScan(samples=tuple(samples), bytes=file.seek(0, os.SEEK_END), unused=unused)
     file.seek(0)
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     return ShardScan(samples=tuple(samples), bytes=file.tell(), sha256=sha256, unused=unused)
 
 
-def _stored_sample(job: _Job, sample: SampleInfo) -> SampleScan:
-    """Take all columns from the .json of a sample, without its video."""
-    stored = sample.stored
-    if stored is None:
+def _reads_videos(probe: Probe) -> bool:
+    return probe in ("full", "header")
+
+
+def _unread_sample(job: _Job, sample: SampleInfo) -> SampleScan:
+    """Take all columns from the .json of a sample, without its video; unknown ones stay empty."""
+    row, stored = replace(_row(sample), info=_UNREAD), sample.stored
+    if stored is not None:
+        return _with_stored(replace(row, crc32=stored.crc32, info=stored.info), stored)
+    if job.probe == "stored":
         raise DataError(
             f"{job.shard.place}, {sample.key}: expected {DESCRIPTION_KEY} in its .json, which `shard` "
-            "writes, got none; fix: set probe=header, which reads the videos"
+            "writes, got none; fix: set probe=header, which reads the videos, or probe=none, which leaves "
+            "frames and checksums unknown"
         )
-    row = SampleScan(
+    return row
+
+
+def _row(sample: SampleInfo) -> SampleScan:
+    return SampleScan(
         key=sample.key,
         name=sample.video.name,
         offset=sample.video.offset,
         length=sample.video.length,
-        crc32=stored.crc32,
         label=sample.label,
         group=sample.group,
         extra=dict(sample.extra),
-        info=stored.info,
     )
-    return _with_stored(row, stored)
 
 
 def _scan_sample(file: IO[bytes], job: _Job, sample: SampleInfo) -> SampleScan:
-    if job.probe == "stored":
-        return _stored_sample(job, sample)
+    if not _reads_videos(job.probe):
+        return _unread_sample(job, sample)
     video = read_member(file, sample.video, f"{job.shard.place}, {sample.key}")
-    row = SampleScan(
-        key=sample.key,
-        name=sample.video.name,
-        offset=sample.video.offset,
-        length=sample.video.length,
-        crc32=zlib.crc32(video),
-        content=hashlib.sha256(video).hexdigest()[:32],
-        label=sample.label,
-        group=sample.group,
-        extra=dict(sample.extra),
-    )
-    stored = sample.stored
+    content = hashlib.sha256(video).hexdigest()[:32]
+    row, stored = replace(_row(sample), crc32=zlib.crc32(video), content=content), sample.stored
     if stored is not None:
         if stored.crc32 != row.crc32:
             return replace(row, reason=_CHANGED)
         row = _with_stored(row, stored)
     notes: list[str] = []
+    stats = FrameStats(is_on=job.curate and not CURATION_COLUMNS.keys() <= row.extra.keys())
     try:
-        info = probe(video, full=job.probe == "full", notes=notes)
+        info = probe(video, full=job.probe == "full", notes=notes, stats=stats)
     except BadVideo as error:
         return replace(row, reason=" ".join(str(error).split()))
     if stored is not None and (job.probe == "header" or stored.info.frames == info.frames):
         info = stored.info
-    return replace(row, info=info, note="; ".join(notes))
+    return replace(row, info=info, note="; ".join(notes), extra={**stats.columns(), **row.extra})
 
 
 def _with_stored(row: SampleScan, stored: StoredRow) -> SampleScan:
@@ -259,7 +264,7 @@ def _unreadable(key: str, name: str, reason: str) -> SampleScan:
 def _local(job: _Job) -> Iterator[InputShard]:
     """The shard on this machine, downloaded if it is remote and its videos are read."""
     shard = job.shard
-    if shard.place.path is not None or job.probe == "stored":
+    if shard.place.path is not None or not _reads_videos(job.probe):
         yield shard
         return
     with tempfile.TemporaryDirectory(prefix="kinemae-index-") as folder:
@@ -274,7 +279,7 @@ def _key(job: _Job) -> str:
     modified = path.stat().st_mtime_ns if path else 0
     place = [str(job.shard.place), job.shard.split, job.shard.place.size(), modified]
     rules = {each.name: getattr(job.rules, each.name) for each in fields(FieldRules)}
-    return json.dumps([*place, rules, job.probe, job.part, job.parts])
+    return json.dumps([*place, rules, job.probe, job.curate, job.part, job.parts])
 
 
 def _parse(entry: dict[str, Any]) -> ShardScan:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +21,8 @@ from kinemae.data_tools.storage.retries import raise_if_outage
 _MAX_SHARDS = 1_000_000
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tbz2", ".txz", ".tar.lz4")
 _REMOTE_DEPTH = 2
-_BUFFER = 1 << 16
+_BLOCK = 1 << 14  # bytes of a request: headers and small members, few bytes of a video
+_BLOCKS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ def open_shard(place: Location) -> IO[bytes]:
         DataError: the tar cannot be opened.
     """
     if place.path is None:
-        return io.BufferedReader(_RemoteFile(place), buffer_size=_BUFFER)
+        return io.BufferedReader(_RemoteFile(place), buffer_size=_BLOCK)
     try:
         return open_regular(place.path)
     except OSError as error:
@@ -80,11 +82,12 @@ def open_shard(place: Location) -> IO[bytes]:
 
 
 class _RemoteFile(io.RawIOBase):
-    """A seekable remote file."""
+    """A seekable remote file, read in blocks. The last ones are kept: small members are beside headers."""
 
     def __init__(self, place: Location):
         self._place = place
         self._offset = 0
+        self._block = lru_cache(_BLOCKS)(lambda number: place.read(number * _BLOCK, _BLOCK))
 
     def readable(self) -> bool:
         return True
@@ -101,7 +104,8 @@ class _RemoteFile(io.RawIOBase):
         return self._offset
 
     def readinto(self, buffer: Any) -> int:
-        content = self._place.read(self._offset, len(buffer))
+        number, begin = divmod(self._offset, _BLOCK)
+        content = self._block(number)[begin : begin + len(buffer)]
         buffer[: len(content)] = content
         self._offset += len(content)
         return len(content)

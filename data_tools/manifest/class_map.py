@@ -30,12 +30,13 @@ def numbered_classes(num_classes: int) -> list[str]:
     return [str(number) for number in range(num_classes)]
 
 
-def read_classes(text: str) -> list[str]:
+def read_classes(text: str, *, may_be_empty: bool = False) -> list[str]:
     """Read the classes of `classes=PATH`, in order.
 
     Args:
         text: the folder of a data set or its dataset.json, the OUT of an earlier run, a JSON list, or a
             text file with one class per line.
+        may_be_empty: whether a list without classes is valid, as of videos without labels.
 
     Raises:
         DataError: the file does not exist or is invalid, or a class is repeated.
@@ -50,7 +51,7 @@ def read_classes(text: str) -> list[str]:
         place = place / names[0]
     classes = _parse(place)
     repeated = next((name for position, name in enumerate(classes) if name in classes[:position]), None)
-    if repeated is not None or not classes:
+    if repeated is not None or not (classes or may_be_empty):
         got = "no class" if repeated is None else f"{repeated!r} twice"
         raise DataError(f"classes={text}: expected each class once, got {got}")
     return classes

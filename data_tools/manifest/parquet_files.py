@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.index import COLUMNS, ShardIndex, open_data_sets
 from kinemae.data_tools.storage.location import location
+from kinemae.data_tools.unread import with_nulls
 
 _ROWS_AT_ONCE = 65_536
 
@@ -31,7 +32,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     with writing_to(out.parent):
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
             for split, index in sets.items():
-                for batch in index.batches():
+                for batch in map(with_nulls, index.batches()):
                     writer.write_table(_exported(batch, split, index, schema))
         partial.replace(out)
     rows = sum(map(len, sets.values()))

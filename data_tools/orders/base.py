@@ -15,7 +15,8 @@ class OrderFacts:
     Attributes:
         samples: number of samples of the data set.
         bytes_per_sample: mean size of a sample in its shard.
-        videos_per_step: samples of one step of all processes.
+        videos_per_step: samples of one step of all processes; 1 for a data set of a mixture, whose number of
+            samples differs from step to step.
     """
 
     samples: int
@@ -69,10 +70,15 @@ class Order(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOrder:
-    """An order of one data set in one run."""
+    """An order of one data set in one run.
+
+    Attributes:
+        other_window_bytes: size of the blocks that are read at a time of the other data sets of a mixture.
+    """
 
     order: Order
     facts: OrderFacts
+    other_window_bytes: int = 0
 
     def position(self, seed: int, epoch: int, i: int) -> int:
         """See `Order.position`."""
@@ -80,7 +86,14 @@ class SampleOrder:
 
     def block(self, position: int) -> Block | None:
         """See `Order.block`."""
-        return self.order.block(position, self.facts)
+        block = self.order.block(position, self.facts)
+        if block is None:
+            return None
+        return block._replace(window_bytes=block.window_bytes + self.other_window_bytes)
+
+
+SourceOrder = SampleOrder | tuple[SampleOrder, ...] | None
+"""The order of a data set, or of each data set of a mixture; None for random order."""
 
 
 def build_order(component: Component, *, key: str = CONFIG_KEYS.order) -> Order:

@@ -48,8 +48,8 @@ class BlockOrder(Order):
         if step % partitions:
             key = f"{names.order}.args.partitions"
             raise ValueError(
-                f"{key}: expected a divisor of the {step} videos of a step ({names.step_videos}), got "
-                f"{partitions}; fix: {key}={_largest_divisor(step, partitions)}, or null"
+                f"{key}: expected a divisor of the {step} videos of a step ({names.step_videos}; 1 in a "
+                f"mixture), got {partitions}; fix: {key}={_largest_divisor(step, partitions)}, or null"
             )
 
     def position(self, seed: int, epoch: int, i: int, facts: OrderFacts) -> int:

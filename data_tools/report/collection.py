@@ -13,6 +13,7 @@ from kinemae.data_tools.index import (
 )
 from kinemae.data_tools.leaks import Leak, dictionary_encode_column, find_leaks
 from kinemae.data_tools.storage.location import Location
+from kinemae.data_tools.unread import check_is_read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,5 +83,7 @@ def open_collection(folder: Location) -> Collection:
         DataError: there is none.
     """
     sets = open_data_sets(folder)
+    for index in sets.values():
+        check_is_read(index, "a report or a card")
     name = folder.name if folder.path is None else folder.path.resolve().name
     return Collection(name=name, splits=tuple(sets), indexes=tuple(sets.values()))

@@ -13,7 +13,7 @@ from kinemae.data_tools.components import Component
 from kinemae.data_tools.conditions import check_columns
 from kinemae.data_tools.config import load_config, require
 from kinemae.data_tools.index import ShardIndex
-from kinemae.data_tools.orders.base import SampleOrder, build_order
+from kinemae.data_tools.orders.base import SourceOrder, build_order
 from kinemae.data_tools.overrides import as_overrides
 from kinemae.data_tools.stream.augment import NO_AUGMENTATION, AugmentConfig
 from kinemae.data_tools.stream.clip_reader import (
@@ -195,7 +195,7 @@ class ClipDataset(IterableDataset[Batch]):
         """
         self._sample_order(self._place[1] or 1)
 
-    def _sample_order(self, world: int) -> SampleOrder | None:
+    def _sample_order(self, world: int) -> SourceOrder:
         clips, order = self.reader.clips, build_order(self.order, key=ARGUMENTS.order)
         return sample_order(order, clips.index, self._per_process * world // clips.views, ARGUMENTS)
 

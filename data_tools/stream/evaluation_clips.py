@@ -1,5 +1,6 @@
 """Multi-view evaluation: all views of a video in one item, or in several items if the video is long."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -22,14 +23,18 @@ from kinemae.data_tools.stream.frame_sampling import (
 from kinemae.data_tools.stream.read_ahead import Request
 from kinemae.data_tools.stream.video_reader import (
     decode_sample,
+    decode_video,
+    described,
     error_context,
     read_requests,
+    read_video,
     skip_quarantined,
     whole_file,
 )
 from kinemae.data_tools.stream.views import View, crop_views, evaluation_views
 from kinemae.data_tools.stream.yuv_planes import YuvFrame, yuv_frames_in_sequence
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips, split_in_time
+from kinemae.data_tools.unread import check_is_read
 
 _BYTES_PER_ITEM = 64 << 20  # of planes; sliding clips that need more are divided, so memory stays bounded
 
@@ -83,6 +88,7 @@ class EvaluationVideos:
         self._clips_per_part = max(_BYTES_PER_ITEM // bytes_per_clip, 1)
         self._ends: np.ndarray | None = None
         if not isinstance(temporal_clips, int):
+            check_is_read(index, "sliding clips")
             self._ends = np.cumsum([self._parts(self._clip_count(index.sample(each))) for each in positions])
 
     def __len__(self) -> int:
@@ -93,14 +99,23 @@ class EvaluationVideos:
     def read(
         self, number: int, *, quarantined: Mapping[str, str], on_sample: Callable[[str], None]
     ) -> EvaluationItem:
-        """Read the views of a video, or of a part of it; see `worker.ItemReader`."""
+        """Read the views of a video, or of a part of it; see `worker.ItemReader`.
+
+        The frames of a video that was not read before are counted by decoding.
+        """
         position, part, parts = self.locate(number)
-        sample = self.index.sample(position)
-        clips_s = self._clips_s(sample, part, parts)
+        sample, video = self.index.sample(position), None
+        clips_s = [[math.nan] * self.clip.frames] * self._clip_count(sample)  # if they stay unknown
+        if sample.is_read:
+            clips_s = self._clips_s(sample, part, parts)
         try:
             skip_quarantined(sample.key, quarantined, on_sample)
             with error_context(sample):
-                return self._item(number, clips_s, self._views(sample, clips_s))
+                if not sample.is_read:
+                    video = read_video(self.index, sample)
+                    sample = described(sample, video, is_counted=True)
+                    clips_s = self._clips_s(sample, part, parts)
+                return self._item(number, clips_s, self._views(sample, clips_s, video))
         except BadVideo as error:
             return self._item(number, clips_s, str(error))
 
@@ -169,10 +184,13 @@ class EvaluationVideos:
         clips_s = evaluation_timestamps_s(sample, self.clip, temporal_clips=count)
         return clips_s[part * count // parts : (part + 1) * count // parts]
 
-    def _views(self, sample: Sample, clips_s: list[list[float]]) -> YuvClips:
-        """Decode clips at once, see `_empty`."""
-        pixels = self._empty(clips_s)
-        frames = decode_sample(self.index, sample, list(chain(*clips_s)))
+    def _views(self, sample: Sample, clips_s: list[list[float]], video: bytes | None) -> YuvClips:
+        """Decode clips at once, see `_empty`; `video` is None if it was not read yet."""
+        pixels, times_s = self._empty(clips_s), list(chain(*clips_s))
+        if video is None:
+            frames = decode_sample(self.index, sample, times_s)
+        else:
+            frames = decode_video(video, sample, times_s)
         crop_views(frames, self._choose, pixels)
         return pixels
 

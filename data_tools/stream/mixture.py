@@ -12,13 +12,14 @@ import numpy as np
 
 from kinemae.data_tools.conditions import select_rows
 from kinemae.data_tools.index import Sample, ShardIndex, open_index
-from kinemae.data_tools.orders.base import Block, SampleOrder
+from kinemae.data_tools.orders.base import Block, SampleOrder, SourceOrder
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.stream.order import class_quotas, mixture_position, mixture_quotas, sample_at
 from kinemae.data_tools.stream.setting_names import CONFIG_KEYS, SettingNames
 from kinemae.data_tools.stream.weighted_sampling import SystematicSampling
+from kinemae.data_tools.unread import check_is_read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +30,13 @@ class FoundSample:
         sample: its row of the index.
         key: its key in the run; with several data sets the folder and the sample's key.
         position: in its index; -1 without an index.
+        video: the bytes, if they were read before.
     """
 
     sample: Sample
     key: str
     position: int = -1
+    video: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +190,8 @@ def open_source(  # noqa: PLR0913 - all but the first by name
 
     def open_set(folder: str | Path) -> ShardIndex:
         index = open_index(folder, cache=cache, check_shards=check_shards, outage_s=outage_s)
+        if cache is not None:
+            check_is_read(index, "data.cache_dir")
         return select_rows(index, where, key=names.where)
 
     if isinstance(shards, str | Path):
@@ -250,17 +255,18 @@ def data_sets(source: Source) -> Iterable[ShardIndex]:
     return [source.index if isinstance(source, BalancedClasses) else source]
 
 
-def locate_sample(
-    source: Source, *, seed: int, position: int, order: SampleOrder | None = None
-) -> LocatedSample:
+def locate_sample(source: Source, *, seed: int, position: int, order: SourceOrder = None) -> LocatedSample:
     """The sample at a position of the run; positions count videos.
 
     Args:
-        order: of a single data set; None for random order.
+        order: of a single data set or of a mixture; None for random order.
     """
     if isinstance(source, Mixture):
         number, epoch, i = mixture_position(seed, position, source.quotas, source.sizes)
         seed = derived_seed(seed, purpose="mixture/set", sample=number)
+        if isinstance(order, tuple):
+            [(name, index)] = source.parts[number].sets.items()
+            return _ordered(index, order[number], seed, epoch, i, prefix=f"{name}/")
         return _located(source.parts[number], seed, epoch, i, is_one=False)
     if isinstance(source, Concatenation):
         return _located(source, seed, *divmod(position, len(source)), is_one=len(source.sets) == 1)
@@ -273,13 +279,22 @@ def locate_sample(
         assert isinstance(source, ShardIndex)
         index = source
         epoch, i = divmod(position, len(index))
-        if order is not None:
-            chosen = order.position(seed, epoch, i)
-            block, sample = order.block(chosen), index.sample(chosen)
-            return LocatedSample(index=index, position=chosen, sample=sample, key=sample.key, block=block)
+        if isinstance(order, SampleOrder):
+            return _ordered(index, order, seed, epoch, i)
         chosen = sample_at(seed, epoch, i, len(index))
     sample = index.sample(chosen)
     return LocatedSample(index=index, position=chosen, sample=sample, key=sample.key)
+
+
+def _ordered(
+    index: ShardIndex, order: SampleOrder, seed: int, epoch: int, i: int, *, prefix: str = ""
+) -> LocatedSample:
+    """The i-th sample of an epoch in an order."""
+    chosen = order.position(seed, epoch, i)
+    block, sample = order.block(chosen), index.sample(chosen)
+    return LocatedSample(
+        index=index, position=chosen, sample=sample, key=f"{prefix}{sample.key}", block=block
+    )
 
 
 def _located(source: Concatenation, seed: int, epoch: int, i: int, *, is_one: bool) -> LocatedSample:

@@ -16,7 +16,7 @@ class SettingNames(NamedTuple):
     where: str = "data.where"
     weight: str = "data.weight"
     order: str = "data.order"
-    unordered: str = "data.mixture, data.concatenate, data.weight and data.balance"
+    unordered: str = "data.concatenate, data.weight and data.balance"
     step_videos: str = "batch.global_clips / data.views_per_video"
 
 
@@ -27,7 +27,7 @@ ARGUMENTS = SettingNames(
     where="where",
     weight="weight",
     order="order",
-    unordered="several shards or a weight",
+    unordered="a list of shards or a weight",
     step_videos="batch_size * processes / views",
 )
 """Those of `kinemae.clips`."""

@@ -17,15 +17,13 @@ from kinemae.data_tools.indexing.field_rules import StoredRow, read_stored_row
 from kinemae.data_tools.indexing.tar_members import is_video_extension
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.container import BadVideo
-from kinemae.data_tools.stream.decode import probe
-from kinemae.data_tools.stream.frame_sampling import is_too_small_a_stride, last_frame_s
+from kinemae.data_tools.stream.frame_sampling import is_too_small_a_stride
 from kinemae.data_tools.stream.mixture import FoundSample
 from kinemae.data_tools.stream.tar_list import TarList, TarsDone, TarSlice
 from kinemae.data_tools.stream.tar_reader import Hook, RawSample, TarReader, video_members
 from kinemae.data_tools.stream.training_clips import Frames, RunClips
-from kinemae.data_tools.stream.video_reader import error_context
+from kinemae.data_tools.stream.video_reader import decode_video
 from kinemae.data_tools.stream.views import View
-from kinemae.data_tools.stream.yuv_planes import yuv_frames_at
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels
 
 BUFFER = 100
@@ -43,13 +41,11 @@ class StreamedSample(FoundSample):
         key: name of the tar and key of the sample.
         video: the bytes.
         problem: the reason why it cannot be used; empty for none.
-        is_counted: whether a decode has counted the frames.
         label: the class in a KEY.json of `kinemae data shard`.
     """
 
     video: bytes
     problem: str = ""
-    is_counted: bool = False
     label: str | None = None
 
 
@@ -57,7 +53,7 @@ class StreamedClips(RunClips[StreamedSample]):
     """The clips of a run over tars, to be read in ascending order; a step back starts the stream again.
 
     The number of frames and the duration come from the KEY.json of `kinemae data shard`, else from the
-    container. If a video ends earlier than its container states, its frames are counted by decoding.
+    container, as for a row of an index whose video was not read.
 
     Args:
         tars: the tars of the run.
@@ -149,10 +145,13 @@ class StreamedClips(RunClips[StreamedSample]):
             self._check_class(found)
         return found
 
+    def read(self, found: StreamedSample) -> bytes:
+        """See `RunClips.read`."""
+        return found.video
+
     def decode(self, found: StreamedSample, timestamps_s: list[float]) -> Frames:
         """See `RunClips.decode`."""
-        last_s = last_frame_s(found.sample.frames, found.sample.duration_s)
-        return yuv_frames_at(found.video, timestamps_s, last_frame_s=last_s)
+        return decode_video(found.video, found.sample, timestamps_s)
 
     def _check_class(self, found: StreamedSample) -> None:
         """Check that each class has one number in all tars of `kinemae data shard`.
@@ -181,16 +180,7 @@ class StreamedClips(RunClips[StreamedSample]):
             raise BadVideo(
                 f"one of {step} frames of its source is stored, and clip.stride={stride} is smaller"
             )
-        if found.is_counted:
-            return super()._decode_views(pixels, first_clip, found)
-        stated = _probed(found, is_full=False)
-        try:
-            return super()._decode_views(pixels, first_clip, stated)
-        except BadVideo:
-            counted = _probed(found, is_full=True)
-            if counted.sample == stated.sample:
-                raise
-            return super()._decode_views(pixels, first_clip, counted)
+        return super()._decode_views(pixels, first_clip, found)
 
     def _keeps(self, extension: str) -> bool:
         is_needed = is_video_extension(extension) or extension in ("json", "cls", *self._columns)
@@ -232,7 +222,6 @@ def _streamed_sample(raw: RawSample) -> StreamedSample:
         key=key,
         video=video,
         problem=problem,
-        is_counted=sample.frames > 0,
         label=None if stored is None else stored.label,
     )
 
@@ -251,12 +240,6 @@ def _label(raw: RawSample) -> int:
     except (ValueError, TypeError, OverflowError):  # a hook may set any object
         return NO_LABEL
     return number if 0 <= number < 1 << 63 else NO_LABEL
-
-
-def _probed(found: StreamedSample, *, is_full: bool) -> StreamedSample:
-    with error_context(found.sample):
-        info = probe(found.video, full=is_full)
-    return replace(found, sample=replace(found.sample, **asdict(info)), is_counted=is_full)
 
 
 def _decoded(raw: RawSample, name: str) -> Any:

@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -10,22 +11,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kinemae.data_tools.command import log
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
-from kinemae.data_tools.orders.base import Order, OrderFacts, SampleOrder
+from kinemae.data_tools.orders.base import Order, OrderFacts, SampleOrder, SourceOrder
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.batch import ClipBatch, SkippedClip
 from kinemae.data_tools.stream.colour import colour_augment
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, check_stride, training_timestamps_s
-from kinemae.data_tools.stream.mixture import FoundSample, LocatedSample, Source, data_sets, locate_sample
+from kinemae.data_tools.stream.mixture import (
+    FoundSample,
+    LocatedSample,
+    Mixture,
+    Source,
+    data_sets,
+    locate_sample,
+)
 from kinemae.data_tools.stream.read_ahead import Request
 from kinemae.data_tools.stream.setting_names import CONFIG_KEYS, SettingNames
 from kinemae.data_tools.stream.video_reader import (
     decode_sample,
+    decode_video,
+    described,
     error_context,
     read_requests,
+    read_video,
     skip_quarantined,
 )
 from kinemae.data_tools.stream.views import View, crop_views, training_view
@@ -91,6 +103,10 @@ class RunClips(ABC, Generic[Found]):
     @abstractmethod
     def decode(self, found: Found, timestamps_s: list[float]) -> Frames:
         """Decode frames of a sample, see `yuv_frames_at`."""
+
+    @abstractmethod
+    def read(self, found: Found) -> bytes:
+        """Read the bytes of a sample."""
 
     def keys(self, clips: range) -> list[str]:
         """The sample key of each clip of the run; none if they are known only after reading."""
@@ -173,7 +189,25 @@ class RunClips(ABC, Generic[Found]):
             return [_ReadClip(found, [math.nan] * self.clip.frames, False, skipped)] * len(pixels)
 
     def _decode_views(self, pixels: Pixels, first_clip: int, found: Found) -> tuple[list[float], list[View]]:
-        """Decode a sample once and cut its views; return its timestamps and the views."""
+        """Decode a sample once and cut its views; return its timestamps and the views.
+
+        The number of frames of a video that was not read before comes from its container. If the video ends
+        earlier, its frames are counted by decoding.
+        """
+        if found.sample.is_read:
+            return self._decode_read(pixels, first_clip, found)
+        video = self.read(found)
+        stated = described(found.sample, video, is_counted=False)
+        try:
+            return self._decode_read(pixels, first_clip, replace(found, sample=stated, video=video))
+        except BadVideo:
+            counted = described(found.sample, video, is_counted=True)
+            if counted == stated:
+                raise
+            return self._decode_read(pixels, first_clip, replace(found, sample=counted, video=video))
+
+    def _decode_read(self, pixels: Pixels, first_clip: int, found: Found) -> tuple[list[float], list[View]]:
+        """Decode a sample whose number of frames is known."""
         sample = found.sample
         with error_context(sample):
             draw = generator(self.seed, purpose="start", sample=first_clip // self.views)
@@ -234,7 +268,13 @@ class TrainingClips(RunClips[LocatedSample]):
 
     def decode(self, found: LocatedSample, timestamps_s: list[float]) -> Frames:
         """See `RunClips.decode`."""
+        if found.video is not None:
+            return decode_video(found.video, found.sample, timestamps_s)
         return decode_sample(found.index, found.sample, timestamps_s, found.block)
+
+    def read(self, found: LocatedSample) -> bytes:
+        """See `RunClips.read`."""
+        return read_video(found.index, found.sample, found.block)
 
     def keys(self, clips: range) -> list[str]:
         """See `RunClips.keys`."""
@@ -252,8 +292,8 @@ class TrainingClips(RunClips[LocatedSample]):
 
 def sample_order(
     order: Order | None, source: Source, videos_per_step: int, names: SettingNames = CONFIG_KEYS
-) -> SampleOrder | None:
-    """Adapt an order to a data set; None for random order.
+) -> SourceOrder:
+    """Adapt an order to a data set or to each one of a mixture; None for random order.
 
     Args:
         names: of the settings, for errors.
@@ -263,14 +303,44 @@ def sample_order(
     """
     if order is None or not order.is_local:
         return None
+    if isinstance(source, Mixture) and source.weight is None:
+        indexes = [*source.sets.values()]
+        plain = [_order_of(order, index, 1, names) for index in indexes]
+        windows = [block.window_bytes for each in plain if (block := each.block(0)) is not None]
+        found = [
+            replace(each, other_window_bytes=sum(windows) - own)
+            for each, own in zip(plain, windows, strict=True)
+        ]
+        _warn_of_small_cache(indexes, windows)
+        return tuple(found)
     is_one = isinstance(source, ShardIndex)
     require(is_one, f"{names.order}.name", f"be random with {names.unordered}", "blocks")
     assert isinstance(source, ShardIndex)
-    shards = source.shards
+    one = _order_of(order, source, videos_per_step, names)
+    block = one.block(0)
+    _warn_of_small_cache([source], [0 if block is None else block.window_bytes])
+    return one
+
+
+def _order_of(order: Order, index: ShardIndex, videos_per_step: int, names: SettingNames) -> SampleOrder:
+    shards = index.shards
     facts = OrderFacts(
-        samples=len(source),
+        samples=len(index),
         bytes_per_sample=shards.bytes / max(int(shards.column("samples").sum()), 1),
         videos_per_step=videos_per_step,
     )
     order.check(facts, names)
     return SampleOrder(order=order, facts=facts)
+
+
+def _warn_of_small_cache(indexes: Sequence[ShardIndex], windows: Sequence[int]) -> None:
+    """Log that blocks are downloaded more than once, if half of the cache cannot hold the windows."""
+    cache = indexes[0].cache
+    in_use = sum(min(window, index.shards.bytes) for index, window in zip(indexes, windows, strict=True))
+    if cache is not None and in_use > cache.size // 2:
+        log.warning(
+            "data.order: the blocks of a window have %.3g GB, and half of data.cache_gb=%.3g holds fewer: if "
+            "one node reads them all, it downloads blocks more than once; fix: raise data.cache_gb to %.3g, "
+            "or lower data.order.args.window or block_mb",
+            *(in_use / 1e9, cache.size / 1e9, 2 * in_use / 1e9),
+        )

@@ -5,6 +5,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import BoundedSemaphore
@@ -20,6 +21,7 @@ from kinemae.data_tools.storage.cache import CacheEntry
 from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable
 from kinemae.data_tools.storage.retries import raise_if_outage, retry_during_outage
 from kinemae.data_tools.stream.container import BadVideo
+from kinemae.data_tools.stream.decode import probe
 from kinemae.data_tools.stream.frame_sampling import last_frame_s
 from kinemae.data_tools.stream.read_ahead import Request, take
 from kinemae.data_tools.stream.yuv_planes import YuvFrame, yuv_frames_at
@@ -66,8 +68,27 @@ def decode_sample(
         BadVideo: the bytes or the frames do not match the index.
     """
     file = whole_file(index, sample) if sample.length > _MAX_IN_MEMORY else None
-    video = read_video(index, sample, block) if file is None else file
+    return decode_video(read_video(index, sample, block) if file is None else file, sample, timestamps_s)
+
+
+def decode_video(
+    video: bytes | Path, sample: Sample, timestamps_s: Sequence[float]
+) -> Iterator[tuple[YuvFrame, list[int]]]:
+    """Decode the frames of a video that was read; see `decode_sample`."""
     return yuv_frames_at(video, timestamps_s, last_frame_s=last_frame_s(sample.frames, sample.duration_s))
+
+
+def described(sample: Sample, video: bytes, *, is_counted: bool) -> Sample:
+    """A sample with the properties of its video, for one that was not read by `index`.
+
+    Args:
+        is_counted: count the frames by decoding; otherwise trust the container.
+
+    Raises:
+        BadVideo: the video cannot be read.
+    """
+    with error_context(sample):
+        return replace(sample, **asdict(probe(video, full=is_counted)))
 
 
 def is_whole_file(index: ShardIndex, sample: Sample) -> bool:
@@ -146,7 +167,7 @@ def _read(index: ShardIndex, sample: Sample, block: Block | None) -> bytes:
 def _read_remote(index: ShardIndex, sample: Sample, remote: Location, block: Block | None) -> bytes:
     shard = index.shards[sample.shard]
     entry = None
-    if index.cache is not None:
+    if index.cache is not None and sample.is_read:
         digest = shard.sha256 or hashlib.sha256(remote.url.encode()).hexdigest()
         entry = index.cache.entry(index.folder.url, digest)
         video = entry.read(sample.offset, sample.length)
@@ -213,7 +234,7 @@ def _download(sample: Sample, remote: Location, offset: int, length: int) -> byt
 
 
 def _is_intact(video: bytes, sample: Sample) -> bool:
-    return len(video) == sample.length and zlib.crc32(video) == sample.crc32
+    return len(video) == sample.length and (not sample.is_read or zlib.crc32(video) == sample.crc32)
 
 
 def _check(video: bytes, sample: Sample, shard: Shard) -> None:
@@ -221,7 +242,7 @@ def _check(video: bytes, sample: Sample, shard: Shard) -> None:
         raise BadVideo(
             f"sample {sample.key} is cut short: {len(video)} of {sample.length} bytes left in {shard.name}"
         )
-    if zlib.crc32(video) != sample.crc32:
+    if not _is_intact(video, sample):
         raise BadVideo(
             f"sample {sample.key} was changed after it was written to {shard.name}: its checksum differs"
         )

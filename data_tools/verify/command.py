@@ -29,6 +29,7 @@ from kinemae.data_tools.leaks import dictionary_encode_column, find_leaks
 from kinemae.data_tools.pool import TIMEOUT_S, Engine, check_engine, imap
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.storage.location import location
+from kinemae.data_tools.unread import unread_rows
 from kinemae.data_tools.verify.compare import (
     Fault,
     IndexHandle,
@@ -89,6 +90,8 @@ def run_verify(arguments: argparse.Namespace) -> None:
         raise DataError(
             f"{len(faults)} faults in {arguments.shards}{more}; fix: shard or copy the damaged shards again"
         )
+    if unread := sum(int(unread_rows(index).sum()) for index in sets.values()):
+        log.warning("%d samples have no checksum in the index: their bytes were not compared", unread)
     read = "read and decoded" if arguments.full else "read"
     log.info("%d samples in %d shards were %s: no faults", samples, shards, read)
 
@@ -158,11 +161,13 @@ def _check_index(present: ShardIndex) -> Iterator[Fault]:
 
 def _check_rows(index: ShardIndex, present: ShardIndex) -> Iterator[Fault]:
     label_R, shard_R = index.column("label"), index.column("shard")
+    frames_R, duration_R = index.column("frames"), index.column("duration_s")
+    is_read_R = ~unread_rows(index) | (duration_R != 0) | (index.column("crc32") != 0)
     wrong = {
         "its label is not a class": (label_R < NO_LABEL) | (label_R >= len(index.classes)),
         "its shard does not exist": (shard_R < 0) | (shard_R >= len(index.shards)),
-        "it has no frames": index.column("frames") < 1,
-        "its duration is not positive": ~(index.column("duration_s") > 0),
+        "it has no frames": is_read_R & (frames_R < 1),
+        "its duration is not positive": is_read_R & ~(duration_R > 0),
     }
     keys, [code_R] = dictionary_encode_column([present], "key")
     if len(keys) < len(present):

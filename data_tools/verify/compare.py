@@ -121,7 +121,7 @@ def check_sample(job: SampleJob) -> list[Fault]:
     return [
         _sample_fault(index, sample, f"{name} is {value} when decoded, {getattr(sample, name)} in the index")
         for name, value in decoded.items()
-        if not _is_same(value, getattr(sample, name))
+        if sample.is_read and not _is_same(value, getattr(sample, name))
     ]
 
 
@@ -218,7 +218,7 @@ def _check_checksums(file: IO[bytes], place: Location, samples: list[Sample]) ->
         if len(video) < sample.length:
             problem = f"truncated: {len(video)} of {sample.length} bytes left"
             yield Fault(place=str(place), key=sample.key, problem=problem)
-        elif zlib.crc32(video) != sample.crc32:
+        elif sample.is_read and zlib.crc32(video) != sample.crc32:
             yield Fault(
                 place=str(place), key=sample.key, problem="its checksum differs: the bytes were changed"
             )

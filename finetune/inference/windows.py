@@ -12,6 +12,7 @@ from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips, clip_with
 from kinemae.data_tools.stream.video_files import data_set_in, open_video_files
+from kinemae.data_tools.unread import check_is_read
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.settings import EngineConfig
 
@@ -129,7 +130,9 @@ def open_source(
             return open_video_files(source, folder, out=out, workers=max(workers, 1), **limits).failed
 
     failed = processes.on_first(index_files) if data_set is None else {}
-    return open_index(data_set or folder, outage_s=windows.outage_s), failed
+    index = open_index(data_set or folder, outage_s=windows.outage_s)
+    check_is_read(index, "inference")
+    return index, failed
 
 
 def advise(index: ShardIndex, clip: ClipConfig, windows: WindowConfig) -> None:

@@ -2,6 +2,7 @@
 
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, check_stride
+from kinemae.data_tools.unread import check_is_read
 from kinemae.finetune.config import FinetuneData
 from kinemae.finetune.labels.segments import segments_as_samples
 from kinemae.finetune.tasks.base import Task
@@ -27,6 +28,7 @@ def open_labelled(
     index = data.selected(name, opened)
     check_stride(index, clip)
     key = f"data.{name}={folder}"
+    check_is_read(index, key)
     if data.segments is not None:
         index = segments_as_samples(index, data.segments, key=key)
     return task.view(index, clip, key=key)

@@ -17,6 +17,7 @@ from kinemae.data_tools.config import component_keys, load_config, require
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.overrides import as_yaml_override
 from kinemae.data_tools.progress import duration
+from kinemae.data_tools.unread import check_is_read
 from kinemae.pretrain.advise.advice import Advice, Request, advise
 from kinemae.pretrain.advise.budget import Budget, Speed, measure_speed
 from kinemae.pretrain.advise.facts import Facts
@@ -49,6 +50,7 @@ def run_advise(arguments: argparse.Namespace) -> None:
     require(not out.exists(), "--out", "name a file that does not exist", str(out))
     config = request.config({})
     index = open_index(arguments.shards, cache=config.data.cache, outage_s=config.data.outage_s)
+    check_is_read(index, "advise")
     index = select_rows(index, config.data.where)
     advice = advise(index, request)
     make_plan(advice.config, is_run=False)

@@ -61,3 +61,11 @@ def test_show_prints_layout_groups_and_extra_columns(tmp_path: Path, capsys: pyt
     assert f"layout       {layout}every 3rd stored frame decodes alone in 1" in lines
     assert "frame rate   10.00 to 30.00 fps, median 15.00 fps" in lines
     assert "groups       2" in lines and "columns      camera" in lines
+
+
+def test_show_counts_removed_rows(shards: Path, capsys: pytest.CaptureFixture[str]):
+    assert run_program(PROGRAM, ["remove", str(shards), "where=label == 'move_left'"]) == 0
+    assert run_program(PROGRAM, ["show", str(shards)]) == 0
+    assert "removed      4 rows, whose videos are in the shards until" in capsys.readouterr().out
+    assert run_program(PROGRAM, ["show", str(shards), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == 4

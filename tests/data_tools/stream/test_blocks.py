@@ -125,6 +125,15 @@ def test_a_damaged_cache_makes_no_sample_bad(shards: Path, server: FaultyServer,
     assert_same(epoch(index, 0), epoch(open_index(shards), 0))
 
 
+@pytest.mark.parametrize("size, is_small", [(1 << 30, False), (20_000, True), (0, False)])
+def test_a_window_larger_than_half_of_the_cache_is_logged(
+    shards: Path, tmp_path: Path, logged: pytest.LogCaptureFixture, size: int, is_small: bool
+):
+    index = open_index(shards, cache=Cache(folder=tmp_path, size=size) if size else None)
+    sample_order(order_of(index), index, VIDEOS)
+    assert ("half of data.cache_gb=2e-05 holds fewer" in logged.text) == is_small
+
+
 def test_without_a_cache_each_sample_is_one_request(shards: Path, server: FaultyServer):
     index, here = open_index(location(f"{server.url}/train", retry_policy=QUICK)), open_index(shards)
     server.requests.clear()
@@ -146,16 +155,16 @@ def test_a_damaged_sample_of_a_block_is_skipped_and_its_neighbours_are_read(
     assert "checksum differs" in skipped[0].reason
 
 
-@pytest.mark.parametrize("kind", ["mixture", "balance", "concatenation"])
+@pytest.mark.parametrize("kind", ["weight", "balance", "concatenation"])
 def test_blocks_are_refused_where_neighbours_are_not_read_together(shards: Path, kind: str):
     index, order = open_index(shards), BlockOrder()
     sources: dict[str, Source] = {
-        "mixture": Mixture({"a": index}, {"a": 1.0}),
+        "weight": Mixture({"a": index}, {"a": 1.0}, weight="frames"),
         "concatenation": Concatenation({"a": index, "b": index}),
         "balance": BalancedClasses(index, [0] * len(index), balance=1.0),
     }
     with pytest.raises(
-        ValueError, match=r"data.order.name must be random with data.mixture, .*, got 'blocks'"
+        ValueError, match=r"data.order.name must be random with data.concatenate, .*, got 'blocks'"
     ):
         sample_order(order, sources[kind], 4)
     assert sample_order(None, sources[kind], 4) is None
