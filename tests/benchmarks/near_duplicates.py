@@ -1,6 +1,6 @@
 """Time and memory of `kinemae data duplicates` on a large index.
 
-    python -m tests.benchmarks.near_duplicates                     # some minutes and 6 GB of disk
+    python -m tests.benchmarks.near_duplicates                     # 6 GB of disk
     python -m tests.benchmarks.near_duplicates --samples 100000
 
 Generates an index of random perceptual hashes. A tenth of the samples are near copies: another hash with 0 to
