@@ -16,6 +16,13 @@ ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONUNBUFFERED=1
 
+# Triton calls a C compiler at run time, torch.compile on CPUs g++. NCCL loads libibverbs for InfiniBand and RoCE;
+# without it, pods with RDMA devices communicate over TCP.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ ibverbs-providers libibverbs1 \
+    && rm -rf /var/lib/apt/lists/*
+
 # torch first and alone, from its own index: a later change of KineMAE does not download it again.
 COPY pyproject.toml constraints.txt /source/
 RUN grep -E "^(torch|torchvision)==" /source/constraints.txt > /source/torch.txt \

@@ -22,6 +22,7 @@ from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.job import LAUNCH_FOLDER
 
 _RECORD, _LOCK, _STOP = "launch.json", "launcher.lock", "stop"
+KUBERNETES = "k8s:"
 _TRIES = 5
 
 
@@ -44,6 +45,7 @@ class Record:
         """Change some values and write the file."""
         self._values.update(values)
         with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write_text(self._path, json.dumps(self._values, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -53,11 +55,13 @@ def now() -> str:
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """Read `launch.json`.
+    """Read `launch.json`. In place of a folder, `k8s:NAMESPACE/KIND/NAME` names a Kubernetes job.
 
     Raises:
         ValueError: the run was not launched.
     """
+    if str(run_dir).startswith(KUBERNETES):
+        return {"kind": "k8s", "job_id": str(run_dir).removeprefix(KUBERNETES)}
     path = run_dir / LAUNCH_FOLDER / _RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -15,10 +15,11 @@ from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED, describe_exit
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.commands import add_command
 from kinemae.launch.job import LAUNCH_FOLDER, LOGS_FOLDER
+from kinemae.launch.k8s import kubectl
 from kinemae.launch.record import is_locked, read_record, request_stop, saved_steps
 from kinemae.launch.slurm.queue import cancel_job, describe_job, job_end, job_states
 
-_POLL_S, _POLL_SLURM_S = 0.5, 30.0
+_POLL_S, _POLL_SCHEDULER_S = 0.5, 30.0
 _BLOCK = 1 << 16
 _SUPERVISED = ("local", "ssh")  # kinds whose launcher runs as long as the run
 
@@ -39,7 +40,8 @@ def add_to(parsers: Any) -> None:
 
 def _add(parsers: Any, name: str, example: str) -> argparse.ArgumentParser:
     parser = add_command(parsers, name, f"example:\n  kinemae launch {example}")
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="the run folder")
+    what = "the run folder, or k8s:NAMESPACE/KIND/NAME where it is not visible"
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help=what)
     return parser
 
 
@@ -85,6 +87,8 @@ def _state(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
             return {"state": states[0].lower(), "message": describe_job(record["job_id"])}
         code, message = job_end(record["job_id"], run_dir / LAUNCH_FOLDER)
         return {"state": "ended", "code": code, "message": message}
+    if record["kind"] == "k8s":
+        return kubectl.job_state(record["job_id"])
     if is_locked(run_dir):
         return {"state": "running", "message": f"running since {record['started']}"}
     if record.get("state") == "ended":
@@ -157,7 +161,8 @@ def _table(run_dir: Path, status: dict[str, Any]) -> str:
         reason = failure["message"] or describe_exit(failure["code"])
         where = f"start {failure['attempt']}, rank {failure['rank']} on {failure['host']}"
         rows.append(("last failure", f"{where}: {reason.splitlines()[0]}"))
-    rows.append(("checkpoints", ", ".join(map(str, status["checkpoints"])) or "none"))
+    if run_dir.is_dir():
+        rows.append(("checkpoints", ", ".join(map(str, status["checkpoints"])) or "none"))
     return "".join(f"{name:<13}{text}\n" for name, text in rows)
 
 
@@ -177,7 +182,10 @@ def run_logs(arguments: argparse.Namespace) -> int:
     folder = arguments.run_dir / LOGS_FOLDER
     path = folder / f"rank-{arguments.rank:05d}.log"
     if not path.exists():
-        read_record(arguments.run_dir)  # refuses a run that was not launched
+        record = read_record(arguments.run_dir)  # refuses a run that was not launched
+        if record["kind"] == "k8s":
+            shown = {"rank": arguments.rank, "lines": arguments.lines, "follow": arguments.follow}
+            return kubectl.print_logs(record["job_id"], **shown)
         there = ", ".join(sorted(log.name for log in folder.glob("*.log"))) or "nothing"
         raise ConfigError(f"{path}: there is no such log; {folder} contains {there}")
     try:
@@ -197,7 +205,7 @@ def _tail(arguments: argparse.Namespace, path: Path) -> Iterator[str]:
 def _follow(arguments: argparse.Namespace, path: Path) -> Iterator[str]:
     """Yield the last lines, then new output until the run has ended."""
     record, next_look = read_record(arguments.run_dir), 0.0
-    every_s = _POLL_SLURM_S if record["kind"] == "slurm" else _POLL_S  # squeue loads Slurm's controller
+    every_s = _POLL_S if record["kind"] in _SUPERVISED else _POLL_SCHEDULER_S  # to spare its controller
     is_over = False
     with path.open("rb") as file:
         file.seek(_start_of_last_lines(path, arguments.lines))
@@ -239,6 +247,9 @@ def run_cancel(arguments: argparse.Namespace) -> int:
     record = read_record(run_dir)
     if record["kind"] == "slurm":
         sys.stdout.write(cancel_job(record["job_id"], run_dir / LAUNCH_FOLDER) + "\n")
+        return 0
+    if record["kind"] == "k8s":
+        sys.stdout.write(kubectl.cancel_job(record["job_id"]) + "\n")
         return 0
     if not is_locked(run_dir):
         raise ConfigError(f"{run_dir}: expected a running run; {_state(run_dir, record)['message']}")

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from kinemae.data_tools.overrides import require
 
@@ -13,29 +13,30 @@ _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]i?)?")
 
 
+def _default_resources() -> dict[str, str]:
+    return {"cpu": "8", "memory": "64Gi"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class KubernetesCluster:
     """Cluster file of `launch k8s`; a node is a pod.
 
     Attributes:
         manifest: `trainjob` (Kubeflow Trainer) or `jobset`.
-        name: name of the job and all its objects.
-        namespace, service_account: of the job.
-        nodes, processes_per_node: pods; processes of each, one per GPU.
-        cpus_per_node, memory_per_node, gpus_per_node: resources of each pod.
-        node_selector: labels of the nodes that may run the pods.
-        tolerations: keys of the taints that the pods tolerate.
-        port: port of the rendezvous.
-        image: container image with python, the dependencies and the package.
-        code: folder in the image that contains the package `kinemae/`.
+        name: name of the job; its other objects are named NAME-DIGEST.
+        namespace: namespace of all objects.
+        image: container image in which `python -m kinemae` runs.
         python: the interpreter in the image.
-        gpu_resource: resource name of a GPU in the cluster.
+        nodes, processes_per_node: pods; processes of each, one per GPU.
+        resources: requests and limits of each pod, as in `{nvidia.com/gpu: 8, rdma/hca: 1}`.
         shm: size of /dev/shm, counted as memory; the default of a pod, 64 MB, is too small for data workers.
         volumes: folders in the pods, with the persistent volume claims to mount there.
         environment: variables of each process; the manifest shows them, so no secrets.
         secrets: Secrets whose entries become environment variables of the pods.
-        pull_secrets: Secrets for the image registry.
+        labels, annotations: of the job, its JobSet and its pods.
         queue: Kueue's local queue; the job is created suspended.
+        patch: changes of the pod template, see `patched` in `manifests.py`.
+        port: port of the rendezvous; a restart uses one of the next 15.
         stop_s: seconds for a checkpoint after SIGTERM; the pod's grace period is longer.
         max_restarts: restarts of the whole job after crashes.
     """
@@ -44,23 +45,18 @@ class KubernetesCluster:
     name: str = "kinemae"
     namespace: str = "default"
     image: str
-    code: str = "/opt/kinemae"
     python: str = "python3"
     nodes: int = 1
     processes_per_node: int = 1
-    cpus_per_node: str = "8"
-    memory_per_node: str = "64Gi"
-    gpus_per_node: int = 0
-    gpu_resource: str = "nvidia.com/gpu"
+    resources: dict[str, str] = field(default_factory=_default_resources)
     shm: str = "16Gi"
     volumes: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     secrets: list[str] = field(default_factory=list)
-    pull_secrets: list[str] = field(default_factory=list)
-    node_selector: dict[str, str] = field(default_factory=dict)
-    tolerations: list[str] = field(default_factory=list)
-    service_account: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
     queue: str = ""
+    patch: dict[str, Any] = field(default_factory=dict)
     port: int = 29500
     stop_s: int = 120
     max_restarts: int = 3
@@ -72,16 +68,16 @@ class KubernetesCluster:
             require(_NAME.fullmatch(getattr(self, key)) is not None, key, form, getattr(self, key))
         for key in ("nodes", "processes_per_node"):
             require(getattr(self, key) >= 1, key, "be at least 1", getattr(self, key))
-        for key in ("gpus_per_node", "max_restarts"):
-            require(getattr(self, key) >= 0, key, "be at least 0", getattr(self, key))
-        for key in ("cpus_per_node", "memory_per_node", "shm"):
-            is_quantity = _QUANTITY.fullmatch(getattr(self, key)) is not None
-            require(is_quantity, key, "be a Kubernetes quantity such as 8 or 64Gi", getattr(self, key))
-        require(1024 <= self.port <= 65535, "port", "lie between 1024 and 65535", self.port)
+        require(self.max_restarts >= 0, "max_restarts", "be at least 0", self.max_restarts)
+        quantities = {"shm": self.shm, **{f"resources.{name}": text for name, text in self.resources.items()}}
+        for key, text in quantities.items():
+            is_quantity = _QUANTITY.fullmatch(text) is not None
+            require(is_quantity, key, "be a Kubernetes quantity such as 8 or 64Gi", text)
+        require(1024 <= self.port <= 65520, "port", "lie between 1024 and 65520", self.port)
         require(self.stop_s >= 1, "stop_s", "be at least 1", self.stop_s)
-        for folder in (self.code, *self.volumes):
+        for folder in self.volumes:
             is_absolute = PurePosixPath(folder).is_absolute()
-            require(is_absolute, "code and volumes", "contain absolute folders inside the pods", folder)
+            require(is_absolute, "volumes", "contain absolute folders inside the pods", folder)
         for name in self.environment:
             is_public = _SECRET.search(name) is None
             require(is_public, "environment", "contain no secrets; fix: use a Secret and `secrets`", name)

@@ -2,164 +2,244 @@
 
 A node is a pod that runs `supervisor/agent.py`, which starts the processes. A ConfigMap holds job.json and
 the config: no argument of the job is part of a command, in which Kubernetes would expand `$(NAME)`. Written
-for Kubeflow Trainer v2.3 (trainer.kubeflow.org/v1alpha1) and its JobSet (jobset.x-k8s.io/v1alpha2).
+for Kubeflow Trainer v2.3 (trainer.kubeflow.org/v1alpha1) and JobSet v0.10+ (jobset.x-k8s.io/v1alpha2).
 """
 
+import hashlib
 from typing import Any
 
+import yaml
+
 from kinemae.data_tools.exit_codes import FAILED, STOPPED
+from kinemae.data_tools.overrides import require
 from kinemae.launch.k8s.cluster import KubernetesCluster
 
 Manifest = dict[str, Any]
 
 MOUNT = "/etc/kinemae"  # of the ConfigMap
 CONFIG, JOB = "config.yaml", "job.json"
+JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"  # of each pod
+RESTART_LABEL = "jobset.sigs.k8s.io/restart-attempt"  # of each pod: earlier starts of the whole job
+_TRAINER, _JOBSET = "trainer.kubeflow.org/v1alpha1", "jobset.x-k8s.io/v1alpha2"
+_LINE = 100
 _GRACE_S = 30  # time of a pod beyond the time in which its processes save
 
 
 def manifests(cluster: KubernetesCluster, job_text: str, config_text: str) -> list[Manifest]:
-    """All objects of a job, in the order of their creation."""
-    entries = {JOB: job_text, CONFIG: config_text}
-    config_map = {**_metadata("v1", "ConfigMap", cluster), "data": entries}
+    """All objects of a job in the order of their creation; the job is the last."""
+    digest = hashlib.sha256(f"{job_text}\0{config_text}".encode()).hexdigest()[:8]
+    source = f"{cluster.name}-{digest}"
+    entries = {"immutable": True, "data": {JOB: job_text, CONFIG: config_text}}
+    config_map = {**_header("v1", "ConfigMap", source, cluster), **entries}
     build = _train_job if cluster.manifest == "trainjob" else _job_set
-    return [config_map, *build(cluster)]
+    return [config_map, *build(cluster, source)]
 
 
-def _train_job(cluster: KubernetesCluster) -> list[Manifest]:
+def _train_job(cluster: KubernetesCluster, source: str) -> list[Manifest]:
     """A TrainJob with its own TrainingRuntime, which holds the pod.
 
     The overrides of a shared runtime have other names in each version of Kubeflow Trainer.
     """
-    label = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
-    template = {"spec": _job_set_spec(cluster, label)}
+    job_set = _job_set_spec(cluster, source)
+    job_set["replicatedJobs"][0]["template"]["metadata"] = {
+        "labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+    }
+    template = {**_own_metadata(cluster), "spec": job_set}
     runtime = {
-        **_metadata("trainer.kubeflow.org/v1alpha1", "TrainingRuntime", cluster),
+        **_header(_TRAINER, "TrainingRuntime", source, cluster),
         "spec": {"mlPolicy": {"numNodes": cluster.nodes, "torch": {}}, "template": template},
     }
-    runtime["metadata"]["labels"]["trainer.kubeflow.org/framework"] = "torch"
-    job = {
-        **_metadata("trainer.kubeflow.org/v1alpha1", "TrainJob", cluster, is_job=True),
-        "spec": {
-            "runtimeRef": {
-                "apiGroup": "trainer.kubeflow.org",
-                "kind": "TrainingRuntime",
-                "name": cluster.name,
-            },
-            "trainer": {"numNodes": cluster.nodes, "numProcPerNode": cluster.processes_per_node},
-            **_suspended(cluster),
-        },
-    }
-    return [runtime, job]
+    reference = {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": source}
+    trainer = {"numNodes": cluster.nodes, "numProcPerNode": cluster.processes_per_node}
+    return [runtime, _job(_TRAINER, "TrainJob", cluster, {"runtimeRef": reference, "trainer": trainer})]
 
 
-def _job_set(cluster: KubernetesCluster) -> list[Manifest]:
-    header = _metadata("jobset.x-k8s.io/v1alpha2", "JobSet", cluster, is_job=True)
-    return [{**header, "spec": {**_job_set_spec(cluster, {}), **_suspended(cluster)}}]
+def _job_set(cluster: KubernetesCluster, source: str) -> list[Manifest]:
+    return [_job(_JOBSET, "JobSet", cluster, _job_set_spec(cluster, source))]
 
 
-def _job_set_spec(cluster: KubernetesCluster, labels: dict[str, str]) -> Manifest:
-    """One Job whose pods are the nodes.
+def _job_set_spec(cluster: KubernetesCluster, source: str) -> Manifest:
+    """One Job whose pods are the nodes. JobSet restarts all pods together, after the old ones have ended.
 
-    A stop with a checkpoint replaces its pod, a final failure ends the job, a crash restarts all pods.
+    A stop with a checkpoint or a disruption restarts uncounted, a final failure ends the job, a crash
+    restarts at most `max_restarts` times. JobSet knows a stop by its message alone: if Kubernetes changes the
+    message, a stop ends the job, and a final failure is still not repeated.
     """
-    master = f"{cluster.name}-node-0-0.{cluster.name}:{cluster.port}"
-    pod = _pod(cluster, _agent_command(cluster, master))
-    rules = [
-        {"action": "FailJob", "onExitCodes": {"operator": "In", "values": sorted(FAILED)}},
-        {"action": "Ignore", "onExitCodes": {"operator": "In", "values": sorted(STOPPED)}},
-    ]
+
+    def fail_on(codes: frozenset[int]) -> Manifest:
+        exit_codes = {"containerName": "node", "operator": "In", "values": sorted(codes)}
+        return {"action": "FailJob", "onExitCodes": exit_codes}
+
+    disruption = {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    stopped = f"exit code ({'|'.join(map(str, sorted(STOPPED)))}) "
+    policy = {"onJobFailureReasons": ["PodFailurePolicy"]}
     job = {
         "completionMode": "Indexed",
         "completions": cluster.nodes,
         "parallelism": cluster.nodes,
         "backoffLimit": 0,
-        "podFailurePolicy": {"rules": rules},
-        "template": {"spec": {"restartPolicy": "Never", **pod}},
+        "podFailurePolicy": {"rules": [fail_on(FAILED), disruption, fail_on(STOPPED)]},
+        "template": patched(_pod_template(cluster, source), cluster.patch),
     }
     return {
         "failurePolicy": {
             "maxRestarts": cluster.max_restarts,
-            "rules": [{"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+            "rules": [
+                {
+                    "name": "stopped",
+                    "action": "RestartJobSetAndIgnoreMaxRestarts",
+                    **policy,
+                    "onJobFailureMessagePatterns": [stopped, "DisruptionTarget"],
+                },
+                {"name": "final", "action": "FailJobSet", **policy},
+            ],
         },
-        "replicatedJobs": [
-            {
-                "name": "node",
-                "replicas": 1,
-                "template": {**({"metadata": {"labels": labels}} if labels else {}), "spec": job},
-            }
-        ],
+        "replicatedJobs": [{"name": "node", "replicas": 1, "template": {"spec": job}}],
     }
 
 
-def _agent_command(cluster: KubernetesCluster, master: str) -> list[str]:
-    """The command of a pod; Kubernetes expands `$(NAME)`."""
-    script = f"{cluster.code}/kinemae/launch/supervisor/agent.py"
-    words = [cluster.python, "-P", script, f"{MOUNT}/{JOB}"]
-    return [
-        *(word.replace("$(", "$$(") for word in words),
-        "--node=$(JOB_COMPLETION_INDEX)",
-        f"--nodes={cluster.nodes}",
-        f"--processes={cluster.processes_per_node}",
-        f"--master={master}",
-        f"--stop-s={cluster.stop_s}",
-    ]
-
-
-def _pod(cluster: KubernetesCluster, command: list[str]) -> Manifest:
+def _pod_template(cluster: KubernetesCluster, source: str) -> Manifest:
     names = {folder: f"volume-{place}" for place, folder in enumerate(cluster.volumes)}
-    resources = {"cpu": cluster.cpus_per_node, "memory": cluster.memory_per_node}
-    if cluster.gpus_per_node:
-        resources[cluster.gpu_resource] = str(cluster.gpus_per_node)
     claims = [
         {"name": names[folder], "persistentVolumeClaim": {"claimName": claim}}
         for folder, claim in cluster.volumes.items()
     ]
-    pod: Manifest = {
-        "terminationGracePeriodSeconds": cluster.stop_s + _GRACE_S,
-        "containers": [
+    mounts = {MOUNT: "job", "/dev/shm": "shm", **names}
+    node: Manifest = {
+        "name": "node",
+        "image": cluster.image,
+        "command": _agent_command(cluster),
+        "env": [
             {
-                "name": "node",
-                "image": cluster.image,
-                "command": command,
-                "resources": {"requests": dict(resources), "limits": dict(resources)},
-                "volumeMounts": [
-                    {"name": "job", "mountPath": MOUNT, "readOnly": True},
-                    {"name": "shm", "mountPath": "/dev/shm"},
-                    *({"name": name, "mountPath": folder} for folder, name in names.items()),
-                ],
+                "name": "RESTART",
+                "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{RESTART_LABEL}']"}},
             }
         ],
+        "resources": {"requests": dict(cluster.resources), "limits": dict(cluster.resources)},
+        "volumeMounts": [{"name": name, "mountPath": folder} for folder, name in mounts.items()],
+    }
+    if cluster.secrets:
+        node["envFrom"] = [{"secretRef": {"name": name}} for name in cluster.secrets]
+    spec = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": cluster.stop_s + _GRACE_S,
+        "containers": [node],
         "volumes": [
-            {"name": "job", "configMap": {"name": cluster.name}},
+            {"name": "job", "configMap": {"name": source}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": cluster.shm}},
             *claims,
         ],
     }
-    if cluster.secrets:
-        pod["containers"][0]["envFrom"] = [{"secretRef": {"name": name}} for name in cluster.secrets]
-    return {**pod, **_scheduling(cluster)}
+    return {**_own_metadata(cluster), "spec": spec}
 
 
-def _scheduling(cluster: KubernetesCluster) -> Manifest:
-    """Node selection, image secrets and service account."""
-    pulls = [{"name": name} for name in cluster.pull_secrets]
-    tolerations = [{"key": key, "operator": "Exists"} for key in cluster.tolerations]
-    given = {
-        "nodeSelector": dict(cluster.node_selector),
-        "tolerations": tolerations,
-        "imagePullSecrets": pulls,
-        "serviceAccountName": cluster.service_account,
-    }
-    return {key: value for key, value in given.items() if value}
+def _agent_command(cluster: KubernetesCluster) -> list[str]:
+    """The command of a pod; Kubernetes expands `$(NAME)`."""
+    words = [cluster.python, "-P", "-m", "kinemae.launch.supervisor.agent", f"{MOUNT}/{JOB}"]
+    return [
+        *(word.replace("$(", "$$(") for word in words),
+        "--node=$(JOB_COMPLETION_INDEX)",
+        "--restart=$(RESTART)",
+        f"--nodes={cluster.nodes}",
+        f"--processes={cluster.processes_per_node}",
+        f"--master={cluster.name}-node-0-0.{cluster.name}:{cluster.port}",
+        f"--stop-s={cluster.stop_s}",
+        f"--job-id={job_id(cluster)}",
+    ]
 
 
-def _metadata(version: str, kind: str, cluster: KubernetesCluster, *, is_job: bool = False) -> Manifest:
+def job_id(cluster: KubernetesCluster) -> str:
+    """The name of a job in the record of its run, and after `k8s:` for `launch status`."""
+    return f"{cluster.namespace}/{cluster.manifest}/{cluster.name}"
+
+
+def patched(template: Manifest, patch: Manifest) -> Manifest:
+    """Merge the key `patch` of a cluster file into the pod template.
+
+    Mappings merge, null removes a key, lists of objects with a `name` merge by this name (containers,
+    volumes, volumeMounts, env), and every other value replaces.
+
+    Raises:
+        ValueError: a key that a pod template does not have, a list in place of a mapping, or the like.
+    """
+    is_template = set(patch) <= {"metadata", "spec"}
+    require(is_template, "patch", "contain metadata and spec of the pods, as {spec: {...}}", sorted(patch))
+    merged = _merged(template, patch, "patch")
+    for container in merged["spec"]["containers"]:
+        expected = "name the container `node`, or a further one with its image"
+        require("image" in container, "patch.spec.containers", expected, container["name"])
+    if merged["spec"].get("hostNetwork"):  # else the name of the first pod does not resolve
+        merged["spec"].setdefault("dnsPolicy", "ClusterFirstWithHostNet")
+    return merged
+
+
+def _merged(old: Any, new: Any, place: str) -> Any:
+    require(_kind(old) == _kind(new), place, f"be {_kind(old)}", new)
+    if isinstance(old, dict):
+        merged = dict(old)
+        for key, value in new.items():
+            if value is None:
+                require(key in old, f"{place}.{key}", f"be one of {', '.join(old)} to be removed", value)
+                del merged[key]
+            else:
+                merged[key] = _merged(old[key], value, f"{place}.{key}") if key in old else value
+        return merged
+    if not isinstance(old, list) or not all(isinstance(entry, dict) and "name" in entry for entry in old):
+        return new
+    entries = {entry["name"]: entry for entry in old}
+    for number, entry in enumerate(new):
+        is_named = isinstance(entry, dict) and "name" in entry
+        require(is_named, f"{place}[{number}]", "be a mapping with a `name`", entry)
+        known = entries.get(entry["name"], {})
+        entries[entry["name"]] = _merged(known, entry, f"{place}.{entry['name']}")
+    return list(entries.values())
+
+
+def _kind(value: Any) -> str:
+    return (
+        "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else "a single value"
+    )
+
+
+def _job(version: str, kind: str, cluster: KubernetesCluster, spec: Manifest) -> Manifest:
+    header = _header(version, kind, cluster.name, cluster)
+    header["metadata"]["labels"] |= cluster.labels
+    if cluster.annotations:
+        header["metadata"]["annotations"] = cluster.annotations
+    if cluster.queue:
+        header["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = cluster.queue
+        spec = {"suspend": True, **spec}
+    return {**header, "spec": spec}
+
+
+def _own_metadata(cluster: KubernetesCluster) -> Manifest:
+    given = {"labels": dict(cluster.labels), "annotations": dict(cluster.annotations)}
+    metadata = {key: value for key, value in given.items() if value}
+    return {"metadata": metadata} if metadata else {}
+
+
+def _header(version: str, kind: str, name: str, cluster: KubernetesCluster) -> Manifest:
     labels = {"app.kubernetes.io/name": "kinemae", "app.kubernetes.io/instance": cluster.name}
-    if is_job and cluster.queue:
-        labels["kueue.x-k8s.io/queue-name"] = cluster.queue
-    metadata = {"name": cluster.name, "namespace": cluster.namespace, "labels": labels}
+    metadata = {"name": name, "namespace": cluster.namespace, "labels": labels}
     return {"apiVersion": version, "kind": kind, "metadata": metadata}
 
 
-def _suspended(cluster: KubernetesCluster) -> Manifest:
-    return {"suspend": True} if cluster.queue else {}
+def to_yaml(objects: list[Manifest]) -> str:
+    """The manifests as a stream of YAML documents."""
+    return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_LINE)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes short collections and lists of words in flow style, long texts as blocks, and no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_data(self, data: Any) -> yaml.Node:
+        node = super().represent_data(data)
+        if isinstance(data, str) and "\n" in data:
+            node.style = "|"
+        elif isinstance(data, dict | list):
+            is_words = isinstance(data, list) and all(isinstance(entry, str) for entry in data)
+            node.flow_style = is_words or (len(repr(data)) <= _LINE and r"\n" not in repr(data))
+        return node

@@ -26,6 +26,7 @@ from kinemae.launch.supervisor.rank import Rank, catch_signals, emit, first_fail
 
 HEARTBEAT, END, KILL = b".", b"E", b"K"
 COMMANDS = {b"T": signal.SIGTERM, b"I": signal.SIGINT, b"U": signal.SIGUSR1}
+_RESTARTS = 16  # ports of the rendezvous: a process of a new start does not join the store of an old one
 _POLL_S = 0.5
 _DRAIN_S = 2.0
 
@@ -77,7 +78,7 @@ class Agent:
             "LOCAL_RANK": str(local_rank),
             "LOCAL_WORLD_SIZE": str(given.processes),
             "MASTER_ADDR": address,
-            "MASTER_PORT": port,
+            "MASTER_PORT": str(int(port) + given.restart % _RESTARTS),
             "KINEMAE_PARENT": str(os.getpid()),
         }
         command = [job["python"], "-P", str(Path(__file__).with_name("task.py")), given.job]
@@ -208,6 +209,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--first-rank", type=int, help="default: node x processes")
     parser.add_argument("--world-size", type=int, help="default: nodes x processes")
     parser.add_argument("--master", required=True, metavar="HOST:PORT", help="rendezvous of the processes")
+    parser.add_argument("--restart", type=int, default=0, help="earlier starts, added to the port")
+    parser.add_argument("--job-id", help="write it to RUN/launch/launch.json, as in a pod without a launcher")
     parser.add_argument("--grace-s", type=float, default=20.0, help="from SIGTERM to SIGKILL after a failure")
     parser.add_argument("--stop-s", type=float, default=120.0, help="the same after a stop, to save")
     parser.add_argument("--heartbeat-timeout-s", type=float, default=30.0, help="end without the launcher")
@@ -225,7 +228,14 @@ def main(argv: list[str]) -> int:
     if arguments.supervised:  # a suspended terminal must not block the training
         os.set_blocking(1, False)
         os.set_blocking(2, False)
-    return Agent(arguments, json.loads(Path(arguments.job).read_text(encoding="utf-8"))).run()
+    job = json.loads(Path(arguments.job).read_text(encoding="utf-8"))
+    if arguments.job_id and arguments.node == 0:
+        # A pod has no launcher, and all packages: this import is not of the standard library alone.
+        from kinemae.launch.record import Record
+
+        record = Record(Path(job["run_dir"]), kind="k8s", job_id=arguments.job_id)
+        record.update(attempt=arguments.restart + 1)
+    return Agent(arguments, job).run()
 
 
 if __name__ == "__main__":

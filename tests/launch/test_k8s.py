@@ -1,6 +1,8 @@
-"""Kubernetes manifests: published schemas and expected text; their commands are executed."""
+"""Kubernetes manifests: published schemas, expected text, the patch; the pods' command is executed."""
 
 import copy
+import json
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +15,9 @@ import yaml
 
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.k8s.cluster import KubernetesCluster
-from kinemae.launch.k8s.command import manifest_text
+from kinemae.launch.k8s.command import job_manifests
+from kinemae.launch.k8s.manifests import to_yaml
+from kinemae.launch.record import read_record
 from tests.conftest import REPO, run_module
 from tests.launch.fake_program import make_job, reports
 from tests.launch.published_schemas import check
@@ -22,19 +26,36 @@ from tests.launch.test_slurm import EXPECTED, neutral
 SHIPPED = REPO / "configs" / "cluster" / "kubernetes.yaml"
 DEMO = str(REPO / "configs" / "pretrain" / "demo.yaml")
 KINDS = ("trainjob", "jobset")
+PATCH = """
+metadata: {labels: {team: video}}
+spec:
+  hostNetwork: true
+  priorityClassName: training
+  securityContext: {fsGroup: 1000}
+  tolerations: [{key: nvidia.com/gpu, operator: Exists}]
+  affinity: {podAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [
+    {topologyKey: rack, labelSelector: {matchLabels: {team: video}}}]}}
+  initContainers: [{name: warm, image: busybox, command: ["true"]}]
+  containers:
+  - name: node
+    securityContext: {capabilities: {add: [IPC_LOCK]}}
+    volumeMounts: [{name: nvme, mountPath: /nvme}]
+  - {name: exporter, image: dcgm}
+  volumes: [{name: nvme, hostPath: {path: /nvme}}]
+"""
 ALL_KEYS = [
+    "resources.rdma/hca=1",
     "secrets=[s3-reader]",
-    "pull_secrets=[registry]",
-    "tolerations=[nvidia.com/gpu]",
-    "node_selector={zone: a}",
+    "labels={kueue.x-k8s.io/priority-class: high}",
+    "annotations={alpha.jobset.sigs.k8s.io/exclusive-topology: rack}",
     "queue=research",
-    "service_account=trainer",
+    f"patch={json.dumps(yaml.safe_load(PATCH))}",
 ]
 
 
 def text_of(kind: str, *overrides: str) -> str:
     cluster = read_cluster(KubernetesCluster, SHIPPED, [f"manifest={kind}", *overrides])
-    return manifest_text(cluster, ["pretrain", DEMO, "run_dir=/runs/a", 'x=it\'s $(a) "b"\nc: ä'])
+    return to_yaml(job_manifests(cluster, ["pretrain", DEMO, "run_dir=/runs/a", 'x=it\'s $(a) "b"\nc: ä']))
 
 
 def objects_of(kind: str, *overrides: str) -> list[dict[str, Any]]:
@@ -82,28 +103,95 @@ def test_a_dry_run_prints_the_manifests(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_all_objects_but_the_config_fit_on_a_page(kind: str) -> None:
+    config, job = text_of(kind).split("---\n", 1)
+    assert "kind: ConfigMap" in config and len(job.splitlines()) <= {"trainjob": 72, "jobset": 60}[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_pod_has_shared_memory_time_to_save_and_names_of_secrets_only(kind: str) -> None:
     for pod in pods_of(kind, *ALL_KEYS):
         assert {"medium": "Memory", "sizeLimit": "64Gi"} in [
             entry.get("emptyDir") for entry in pod["volumes"]
         ]
         assert pod["terminationGracePeriodSeconds"] > 120
-        (container,) = pod["containers"]
-        assert container["envFrom"] == [{"secretRef": {"name": "s3-reader"}}] and "env" not in container
-        assert isinstance(container["command"], list)
+        node = pod["containers"][0]
+        assert node["envFrom"] == [{"secretRef": {"name": "s3-reader"}}]
+        assert [variable["name"] for variable in node["env"]] == ["RESTART"]
+        assert isinstance(node["command"], list)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_patch_merges_mappings_and_named_entries_into_the_pod(kind: str) -> None:
+    [plain], [pod] = pods_of(kind), pods_of(kind, *ALL_KEYS)
+    node, exporter = pod["containers"]
+    assert exporter == {"name": "exporter", "image": "dcgm"}
+    assert node["image"] == plain["containers"][0]["image"]
+    assert node["securityContext"] == {"capabilities": {"add": ["IPC_LOCK"]}}
+    assert node["volumeMounts"][:-1] == plain["containers"][0]["volumeMounts"]
+    assert pod["volumes"] == [*plain["volumes"], {"name": "nvme", "hostPath": {"path": "/nvme"}}]
+    assert (pod["hostNetwork"], pod["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    assert "dnsPolicy" not in plain
+    limits = node["resources"]["limits"]
+    assert limits == {"cpu": "96", "memory": "900Gi", "nvidia.com/gpu": "8", "rdma/hca": "1"}
+
+
+def test_a_patch_removes_and_replaces() -> None:
+    patch = "patch={spec: {terminationGracePeriodSeconds: 900, restartPolicy: null}}"
+    [pod] = pods_of("jobset", patch)
+    assert pod["terminationGracePeriodSeconds"] == 900 and "restartPolicy" not in pod
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_and_annotations_are_on_the_job_its_jobset_and_its_pods(kind: str) -> None:
+    _, *_, job = objects = objects_of(kind, *ALL_KEYS)
+    jobset = job if kind == "jobset" else objects[1]["spec"]["template"]
+    pods = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    for part in (job, jobset, pods):
+        assert part["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "high"
+        assert part["metadata"]["annotations"] == {"alpha.jobset.sigs.k8s.io/exclusive-topology": "rack"}
+    assert pods["metadata"]["labels"]["team"] == "video"
+    # Kueue would manage a pod with this label on its own.
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research" and job["spec"]["suspend"]
+    assert "kueue.x-k8s.io/queue-name" not in pods["metadata"]["labels"]
 
 
 def test_exit_codes_decide_about_restarts() -> None:
     spec = objects_of("jobset")[1]["spec"]
     rules = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
-    assert [(rule["action"], rule["onExitCodes"]["values"]) for rule in rules] == [
+    assert [(rule["action"], rule.get("onExitCodes", {}).get("values")) for rule in rules] == [
         ("FailJob", [2, 3, 4, 6]),
-        ("Ignore", [130, 138, 143]),
+        ("FailJob", None),  # DisruptionTarget: evicted or preempted
+        ("FailJob", [130, 138, 143]),
     ]
-    assert spec["failurePolicy"] == {
-        "maxRestarts": 3,
-        "rules": [{"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
-    }
+    # The message that Kubernetes' Job controller writes into the condition of the failed Job.
+    message = (
+        "Container node for pod a/a-node-0-1-x failed with exit code {} matching FailJob rule at index {}"
+    )
+    disrupted = "Pod a/a-node-0-1-x has condition DisruptionTarget matching FailJob rule at index 1"
+    stopped, final = spec["failurePolicy"]["rules"]
+    assert (stopped["action"], final["action"]) == ("RestartJobSetAndIgnoreMaxRestarts", "FailJobSet")
+
+    def is_stop(text: str) -> bool:
+        return any(re.search(pattern, text) for pattern in stopped["onJobFailureMessagePatterns"])
+
+    assert is_stop(disrupted) and all(is_stop(message.format(code, 2)) for code in (130, 138, 143))
+    assert not any(is_stop(message.format(code, 0)) for code in (2, 3, 4, 6))
+    assert spec["failurePolicy"]["maxRestarts"] == 3
+
+
+def test_the_config_map_is_named_by_its_content_and_used_by_the_pods() -> None:
+    cluster = read_cluster(KubernetesCluster, SHIPPED, [])
+    names = set()
+    for seed in (1, 1, 2):
+        config, runtime, job = job_manifests(cluster, ["pretrain", DEMO, "run_dir=/runs/a", f"seed={seed}"])
+        name = config["metadata"]["name"]
+        template = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+        assert template["spec"]["volumes"][0]["configMap"]["name"] == name
+        assert job["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"] == name
+        assert job["metadata"]["name"] == "kinemae-base" and config["immutable"]
+        names.add(name)
+    assert len(names) == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,10 +211,11 @@ def test_the_command_of_a_pod_really_starts_its_processes(tmp_path: Path, code: 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = ["nodes=1", "processes_per_node=2", f"code={job.code}", f"python={sys.executable}"]
+    words = ["nodes=1", "processes_per_node=2", f"python={sys.executable}"]
     command = pods_of("jobset", *words)[0]["containers"][0]["command"]
     places = {
         "$(JOB_COMPLETION_INDEX)": "0",
+        "$(RESTART)": "18",
         f"kinemae-base-node-0-0.kinemae-base:{29500}": f"127.0.0.1:{port}",
         "/etc/kinemae": str(tmp_path),
     }
@@ -136,6 +225,11 @@ def test_the_command_of_a_pod_really_starts_its_processes(tmp_path: Path, code: 
     assert ran.returncode == code, ran.stderr
     lines = reports(job)
     assert code or [line["RANK"] for line in lines] == ["0", "1"]  # the first failure ends the others
+    assert {line["MASTER_PORT"] for line in lines} == {
+        str(port + 2)
+    }  # of the 18th restart, not that of the first
+    record = read_record(Path(job.run_dir))
+    assert (record["kind"], record["job_id"]) == ("k8s", "default/jobset/kinemae-base")
     assert all("x=$(RANK)" in line["argv"] for line in lines)  # type: ignore[operator]
 
 
@@ -158,9 +252,32 @@ def test_a_wrong_config_is_refused_here_and_absent_data_is_not(tmp_path: Path) -
         ),
         ("manifest=pod", "manifest.*'pod'.*trainjob"),
         ("shm=64 GB", "shm must be a Kubernetes quantity such as 8 or 64Gi, got '64 GB'"),
-        ("volumes.runs=claim", "code and volumes must contain absolute folders inside the pods, got 'runs'"),
+        ("resources.cpu=many", "resources.cpu must be a Kubernetes quantity such as 8 or 64Gi, got 'many'"),
+        ("gpus_per_node=8", "config key gpus_per_node: unknown key; did you mean resources"),
+        ("volumes.runs=claim", "volumes must contain absolute folders inside the pods, got 'runs'"),
         ("environment.AWS_SECRET_ACCESS_KEY=x", "environment must contain no secrets; fix: use a Secret"),
-        ("port=80", "port must lie between 1024 and 65535, got 80"),
+        ("port=80", "port must lie between 1024 and 65520, got 80"),
+        (
+            "patch={hostNetwork: true}",
+            r"patch must contain metadata and spec of the pods.*got \['hostNetwork'\]",
+        ),
+        ("patch={spec: {containers: {name: node}}}", "patch.spec.containers must be a list, got"),
+        (
+            "patch={spec: {containers: [{name: trainer, tty: true}]}}",
+            "name the container `node`.*got 'trainer'",
+        ),
+        (
+            "patch={spec: {volumes: [nvme]}}",
+            r"patch.spec.volumes\[0\] must be a mapping with a `name`, got 'nvme'",
+        ),
+        (
+            "patch={spec: {containers: [{name: node, resources: {limits: 8}}]}}",
+            "patch.spec.containers.node.resources.limits must be a mapping, got 8",
+        ),
+        (
+            "patch={spec: {hostNetwork: null}}",
+            "patch.spec.hostNetwork must be one of restartPolicy.*to be removed",
+        ),
         ("volumes={/other: claim}", "run_dir must lie on one of `volumes`, or the run is lost with its pods"),
     ],
 )

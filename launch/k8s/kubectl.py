@@ -1,0 +1,175 @@
+"""Create, query and cancel jobs with kubectl. A job is named NAMESPACE/KIND/NAME, see `manifests.job_id`."""
+
+import json
+import re
+import subprocess
+from contextlib import suppress
+from typing import Any
+
+from kinemae.data_tools.exit_codes import FAILED, STOPPED, describe_exit
+from kinemae.data_tools.overrides import ConfigError
+from kinemae.launch.k8s.manifests import JOBSET_LABEL, RESTART_LABEL, Manifest, to_yaml
+
+_TIMEOUT_S = 60
+_INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+
+
+def create_job(job: str, objects: list[Manifest]) -> None:
+    """Create the objects of a job. The job owns the others: they are deleted with it.
+
+    A TrainJob is refused without its runtime, so the others come first and get their owner afterwards.
+
+    Raises:
+        ValueError: the job exists, or kubectl failed; nothing is left behind.
+    """
+    namespace, target, name = _parts(job)
+    cancel = f"fix: set another name, or run `kinemae launch cancel k8s:{job}` and wait for the pods"
+    if _kubectl(namespace, "get", target, "--ignore-not-found", "--output=name"):
+        raise ConfigError(f"name: expected a new name, got {name!r}: {job} exists; {cancel}")
+    if pods := _pods(namespace, name):
+        raise ConfigError(f"name: expected a new name, got {name!r}: {len(pods)} of its pods run; {cancel}")
+    others = objects[:-1]
+    try:
+        _kubectl(namespace, "apply", "--filename=-", given=to_yaml(others))
+        created = _kubectl(namespace, "create", "--filename=-", "--output=json", given=to_yaml(objects[-1:]))
+    except (ConfigError, KeyboardInterrupt):
+        with suppress(ConfigError):  # the first error is the one to report
+            _kubectl(
+                namespace,
+                "delete",
+                "--filename=-",
+                "--ignore-not-found",
+                "--wait=false",
+                given=to_yaml(others),
+            )
+        raise
+    made = json.loads(created)
+    owner = {key: made[key] for key in ("apiVersion", "kind")} | {
+        "name": name,
+        "uid": made["metadata"]["uid"],
+    }
+    for other in others:
+        other["metadata"]["ownerReferences"] = [owner]
+    _kubectl(namespace, "apply", "--filename=-", given=to_yaml(others))
+
+
+def job_state(job: str) -> dict[str, Any]:
+    """The `state`, exit `code` and `message` of a job, as `launch status` shows them.
+
+    Raises:
+        ValueError: kubectl failed, or the job's name is malformed.
+    """
+    namespace, target, name = _parts(job)
+    shown = _kubectl(namespace, "get", target, "--ignore-not-found", "--output=json")
+    if not shown:
+        return {"state": "ended", "code": None, "message": f"{job}: deleted; launch it again to resume"}
+    conditions = json.loads(shown).get("status", {}).get("conditions", [])
+    true = {condition["type"]: condition for condition in conditions if condition["status"] == "True"}
+    if true.keys() & {"Complete", "Completed"}:
+        return {"state": "ended", "code": 0, "message": f"{job}: {describe_exit(0)} (exit code 0)"}
+    pods = _pods(namespace, name)
+    if "Failed" in true:
+        code = _failed_code(pods)
+        reason = true["Failed"].get("message", "failed") if code is None else describe_exit(code)
+        shown_code = "" if code is None else f" (exit code {code})"
+        return {"state": "ended", "code": code, "message": f"{job}: {reason}{shown_code}"}
+    if "Suspended" in true:
+        return {"state": "pending", "message": f"{job}: suspended, as while it waits in a queue"}
+    waiting = [pod for pod in pods if pod["status"].get("phase") != "Running"]
+    restarts = max((int(pod["metadata"]["labels"].get(RESTART_LABEL, 0)) for pod in pods), default=0)
+    lines = [f"{job}: {len(pods) - len(waiting)} of {len(pods)} pods run, restarts: {restarts}"]
+    lines += [f"{pod['metadata']['name']}: {_reason(pod)}" for pod in waiting[:10]]
+    return {"state": "running" if pods and not waiting else "pending", "message": "\n".join(lines)}
+
+
+def cancel_job(job: str) -> str:
+    """Delete a job; its pods save a checkpoint. Return a message.
+
+    The job's name stays in use until its pods have ended: two jobs of a name would share their host names.
+
+    Raises:
+        ValueError: the job does not exist, or kubectl failed.
+    """
+    namespace, target, _ = _parts(job)
+    _kubectl(namespace, "delete", target, "--cascade=foreground", "--wait=false")
+    return f"{job}: deleted; it disappears when its pods have saved a checkpoint and ended"
+
+
+def print_logs(job: str, *, rank: int, lines: int, follow: bool) -> int:
+    """Print the output of rank 0, the only rank that its pod prints; return kubectl's exit code.
+
+    Raises:
+        ValueError: another rank, or no kubectl.
+    """
+    namespace, _, name = _parts(job)
+    if rank:
+        raise ConfigError(
+            f"--rank: expected 0 for a job's pods, got {rank}; fix: give the run folder instead of {job}"
+        )
+    selector = f"--selector={JOBSET_LABEL}={name},{_INDEX_LABEL}=0"
+    words = ["logs", selector, "--container=node", f"--tail={lines}", *(["--follow"] if follow else [])]
+    try:
+        return subprocess.run(_command(namespace, *words)).returncode
+    except FileNotFoundError as error:
+        raise ConfigError(_NO_KUBECTL) from error
+
+
+_NO_KUBECTL = "no program kubectl; fix: install it, or use `launch k8s --dry-run` and another client"
+
+
+def _kubectl(namespace: str, *words: str, given: str = "") -> str:
+    """The output of kubectl."""
+    try:
+        ran = subprocess.run(
+            _command(namespace, *words), input=given, capture_output=True, text=True, timeout=_TIMEOUT_S
+        )
+    except FileNotFoundError as error:
+        raise ConfigError(_NO_KUBECTL) from error
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"kubectl {words[0]} did not end within {_TIMEOUT_S} s; fix: check `kubectl cluster-info`"
+        ) from error
+    if ran.returncode != 0:
+        raise ConfigError(f"kubectl {words[0]} failed: {ran.stderr.strip()}")
+    return ran.stdout.strip()
+
+
+def _command(namespace: str, *words: str) -> list[str]:
+    return ["kubectl", f"--namespace={namespace}", *words]
+
+
+def _parts(job: str) -> tuple[str, str, str]:
+    """Namespace, KIND/NAME and NAME of a job."""
+    match = re.fullmatch(r"([^/]+)/((?:trainjob|jobset)/([^/]+))", job)
+    if match is None:
+        raise ConfigError(f"expected k8s:NAMESPACE/trainjob/NAME or k8s:NAMESPACE/jobset/NAME, got k8s:{job}")
+    return match[1], match[2], match[3]
+
+
+def _pods(namespace: str, name: str) -> list[dict[str, Any]]:
+    """The pods of a job and of earlier jobs of its name."""
+    shown = _kubectl(namespace, "get", "pods", f"--selector={JOBSET_LABEL}={name}", "--output=json")
+    pods = json.loads(shown)["items"]
+    assert isinstance(pods, list)
+    return pods
+
+
+def _failed_code(pods: list[dict[str, Any]]) -> int | None:
+    """The exit code that explains a failed job: a final one before a crash before a stop."""
+    statuses = [status for pod in pods for status in pod["status"].get("containerStatuses", [])]
+    ends = [
+        status["state"]["terminated"]["exitCode"] for status in statuses if "terminated" in status["state"]
+    ]
+    failures = sorted(filter(None, ends), key=lambda code: (code not in FAILED, code in STOPPED))
+    return failures[0] if failures else None
+
+
+def _reason(pod: dict[str, Any]) -> str:
+    """Why a pod does not run: its container waits for an image or a volume, or no node fits."""
+    status = pod["status"]
+    states = [container["state"].get("waiting", {}) for container in status.get("containerStatuses", [])]
+    notes = [*states, *(part for part in status.get("conditions", []) if part["status"] == "False")]
+    known = [
+        f"{note['reason']}: {note.get('message', '')}".rstrip(": ") for note in notes if "reason" in note
+    ]
+    return ", ".join([str(status.get("phase")).lower(), *known[:1]])
