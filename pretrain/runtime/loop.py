@@ -25,7 +25,8 @@ from kinemae.pretrain.runtime.engine import Engine
 from kinemae.pretrain.runtime.loss_guard import Incident, IncidentLog, LossGuard, is_skipped
 from kinemae.pretrain.runtime.metrics import MetricsWriter
 from kinemae.pretrain.runtime.optimizer import decay_start
-from kinemae.pretrain.runtime.processes import Processes, RankFlags, init_process_group, share_cores
+from kinemae.pretrain.runtime.processes import Processes, init_process_group, share_cores
+from kinemae.pretrain.runtime.rank_flags import RankFlags
 from kinemae.pretrain.runtime.settings import LossGuardConfig, RunConfig
 from kinemae.pretrain.runtime.stragglers import Stragglers
 from kinemae.pretrain.runtime.train_step import Report, TrainStep
@@ -133,7 +134,7 @@ class _Run:
             background=config.save_in_background,
         )
         self.incidents = IncidentLog(run_dir, trainer.clips, trainer.plan)
-        self.flags = RankFlags(processes)
+        self.flags = RankFlags(processes.new_store(), world=processes.world, on_phase=watchdog.rename_phase)
         hosts = processes.all_gather_object(platform.node())
         ratio = config.timeouts.straggler_ratio
         self.stragglers = Stragglers(hosts, ratio=ratio, logs=processes.is_first)
@@ -271,7 +272,7 @@ class _Run:
         """
         assert self.validator is not None
         state, history = reporter.state, reporter.state.validations
-        progress = ValidationProgress(self.watchdog, self.signals, self.flags)
+        progress = ValidationProgress(self.watchdog, self.signals, self.processes)
         self.watchdog.start_phase("validating", limit="validate_s", step=state.step - 1)
         self.may_take_long = True
         self.engine.gather_weights(everywhere=True)

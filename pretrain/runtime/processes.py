@@ -5,10 +5,13 @@ WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each of several processe
 """
 
 import os
+import resource
+import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -40,6 +43,14 @@ class Processes:
         if self.world > 1:
             dist.all_reduce(values)
         return values
+
+    def maximum(self, value: int) -> int:
+        """The largest value of all processes."""
+        if self.world == 1:
+            return value
+        values = torch.tensor([value], device=self.device)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values.item())
 
     def total(self, values: Tensor) -> Tensor:
         """Sum a tensor over all processes; its gradient is the sum of the gradients of all of them.
@@ -81,6 +92,15 @@ class Processes:
         if self.world > 1:
             dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def new_store(self) -> dist.Store:
+        """A key-value store of all processes, without the keys of earlier ones. No process needs a new port.
+
+        Rank 0 holds the values. So a request costs the same at any number of processes.
+        """
+        prefix = self.broadcast_object(secrets.token_hex(8))
+        store = dist.HashStore() if self.world == 1 else dist.distributed_c10d._get_default_store()
+        return dist.PrefixStore(prefix, store)
 
     def on_first(self, function: Callable[[], Value]) -> Value:
         """Call a function on the first process; all return its result or raise its error."""
@@ -159,6 +179,7 @@ def init_process_group(processes: Processes, timeouts: TimeoutsConfig | None = N
         Stuck: other processes did not start in time, or the first one cannot be reached.
     """
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it also without a launcher
+    _raise_file_limit()
     if processes.device.type == "cuda":
         torch.cuda.set_device(processes.device)
     if dist.is_initialized():
@@ -173,6 +194,16 @@ def init_process_group(processes: Processes, timeouts: TimeoutsConfig | None = N
         world_size=processes.world,
         timeout=timedelta(seconds=2 * timeouts.longest_s),
     )
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system lets a process have: connections to other processes need them.
+
+    The usual limit of 1,024 is too low for several hundred processes with gloo.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS refuses the unlimited value that it reports
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _rendezvous(processes: Processes, timeout_s: float) -> Any:
@@ -201,6 +232,8 @@ _NCCL_LOST_PEER = (
 def lost_peer(error: BaseException) -> str | None:
     """The part of an error that reports a broken connection to another process; None for other errors."""
     text = str(error)
+    if isinstance(error, dist.DistNetworkError):  # the store of rank 0 is gone
+        return text.partition("\n")[0]
     # As in "[/PLACE/gloo/transport/tcp/pair.cc:545] Read error ... by peer. This is typically ADVICE".
     if "gloo/transport" in text:
         return text.partition("] ")[2].partition(". This is")[0]
@@ -212,55 +245,6 @@ def destroy_process_group() -> None:
     if not dist.is_initialized() or (dist.get_world_size() == 1 and dist.get_backend() == "gloo"):
         return
     dist.destroy_process_group()
-
-
-class Flags(NamedTuple):
-    """Values that all processes agree on.
-
-    Attributes:
-        stop: exit code of a requested stop, the largest of all processes; 0 for none.
-        is_writing: whether a process is still writing its part of a checkpoint.
-    """
-
-    stop: int = 0
-    is_writing: bool = True
-
-
-class RankFlags:
-    """All-rank maximum of each flag, read one step late, so that no process waits for it.
-
-    Each process posts its flags at the end of a step. At the end of the next step all read the same maximum.
-    So a signal to one process stops all of them at the same step, and all commit a checkpoint at the same
-    step. The messages use gloo on the CPU, also with CUDA. Every process must make the same calls.
-    """
-
-    def __init__(self, processes: Processes):
-        self._group: Any = dist.new_group(backend="gloo") if processes.world > 1 else None
-        self._values: Tensor | None = None
-        self._work: Any = None
-
-    def post(self, *, stop: int, is_writing: bool) -> None:
-        """Send this process's flags without waiting."""
-        self._values = torch.tensor([stop, int(is_writing)], dtype=torch.int64)
-        if self._group is not None:
-            self._work = dist.all_reduce(self._values, dist.ReduceOp.MAX, group=self._group, async_op=True)
-
-    def maximum(self, value: int) -> int:
-        """The largest value of all processes; waits for them. Not between `post` and `read`."""
-        values = torch.tensor([value], dtype=torch.int64)
-        if self._group is not None:
-            dist.all_reduce(values, dist.ReduceOp.MAX, group=self._group)
-        return int(values.item())
-
-    def read(self) -> Flags:
-        """The maximum of the posted flags; waits for the other processes. Before a post, the defaults."""
-        if self._values is None:
-            return Flags()
-        if self._work is not None:
-            self._work.wait()
-        stop, is_writing = self._values.tolist()
-        self._values = None
-        return Flags(stop=stop, is_writing=bool(is_writing))
 
 
 def share_cores(processes: Processes, *, workers: int, cpu_threads: int) -> int:

@@ -12,7 +12,7 @@ from kinemae.data_tools.command import Stopped, log
 from kinemae.data_tools.files import atomic_write_text, to_jsonl
 from kinemae.pretrain.runtime.abort import StopSignals
 from kinemae.pretrain.runtime.checkpoint import RunState
-from kinemae.pretrain.runtime.processes import RankFlags
+from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.watchdog import Watchdog
 
 FILE = "validation.jsonl"
@@ -62,14 +62,14 @@ class ValidationProgress:
         Stopped: on every process, if a stop was requested on any.
     """
 
-    def __init__(self, watchdog: Watchdog, signals: StopSignals, flags: RankFlags):
+    def __init__(self, watchdog: Watchdog, signals: StopSignals, processes: Processes):
         self._watchdog = watchdog
         self._signals = signals
-        self._flags = flags
+        self._processes = processes
 
     def __call__(self) -> None:
         self._watchdog.restart_timer()
-        stop = self._flags.maximum(self._signals.exit_code)
+        stop = self._processes.maximum(self._signals.exit_code)
         if stop:
             raise Stopped(stop, "stopped during a validation")
 

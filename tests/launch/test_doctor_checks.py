@@ -81,7 +81,7 @@ def test_another_version_is_named_with_its_node(changes: dict[str, Any], level: 
     [
         ({"cores": 2}, False, "c has 2 cores for 4 processes"),
         ({"memory_bytes": 3 * GIB}, False, "c has 3.0 GiB of free memory for 4 processes"),
-        ({"open_files": 1024}, False, "c allows 1024 open files per process (ulimit -n)"),
+        ({"open_files": 1024}, False, "c allows 1024 open files per process (ulimit -Hn)"),
         ({"locked_bytes": 8 << 20}, True, "c allows 8192 KiB of locked memory (ulimit -l)"),
         ({"shared_memory_bytes": 64 << 20}, True, "c has 64 MiB in /dev/shm"),
     ],

@@ -71,7 +71,7 @@ def check_machines(machines: Reports, processes: Mapping[str, int], has_gpus: bo
                 machine["memory_bytes"] < processes[name] * LEAST_MEMORY,
                 "ask for more memory, or lower the number of data workers",
             ),
-            f"allows {machine['open_files']} open files per process (ulimit -n), fewer than {LEAST_FILES}": (
+            f"allows {machine['open_files']} open files per process (ulimit -Hn), fewer than {LEAST_FILES}": (
                 (machine["open_files"] or LEAST_FILES) < LEAST_FILES,
                 "raise `nofile` in /etc/security/limits.conf, or LimitNOFILE of sshd or slurmd",
             ),

@@ -27,8 +27,8 @@ def machine(*, packages: Sequence[str], variables: Sequence[str], paths: Sequenc
         "cores": _cores(),
         "memory_bytes": _available_memory(),
         "shared_memory_bytes": shutil.disk_usage(shared_memory).total if shared_memory.is_dir() else 0,
-        "open_files": _soft_limit(resource.RLIMIT_NOFILE),
-        "locked_bytes": _soft_limit(resource.RLIMIT_MEMLOCK),
+        "open_files": _finite(resource.getrlimit(resource.RLIMIT_NOFILE)[1]),  # a rank raises the soft limit
+        "locked_bytes": _finite(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]),
         "environment": {name: os.environ[name] for name in variables if name in os.environ},
         "missing": [path for path in paths if not Path(path).is_dir()],
     }
@@ -41,9 +41,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _soft_limit(kind: int) -> int | None:
-    soft, _ = resource.getrlimit(kind)
-    return None if soft == resource.RLIM_INFINITY else soft
+def _finite(limit: int) -> int | None:
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _cores() -> int:

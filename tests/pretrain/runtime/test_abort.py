@@ -1,11 +1,13 @@
 """An error of one of several processes ends it immediately, with the reason and an exit code."""
 
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from kinemae.data_tools.command import (
@@ -134,7 +136,7 @@ def test_a_signal_sets_the_exit_code_and_a_second_sigint_interrupts(
     assert signal.getsignal(number) == before
 
 
-def test_only_errors_of_gloo_and_nccl_count_as_a_lost_peer() -> None:
+def test_only_errors_of_connections_count_as_a_lost_peer() -> None:
     gloo = "[/a b/gloo/transport/tcp/pair.cc:545] Read error [::1]:2: Connection reset by peer. This is"
     assert lost_peer(RuntimeError(gloo)) == "Read error [::1]:2: Connection reset by peer"
     nccl = "NCCL error in: a.cpp:5, remote process exited\nncclRemoteError: A call failed"
@@ -142,3 +144,13 @@ def test_only_errors_of_gloo_and_nccl_count_as_a_lost_peer() -> None:
     aborted = "NCCL communicator was aborted on rank 3. Original reason for failure was: ..."
     assert lost_peer(RuntimeError(aborted)) == "NCCL communicator was aborted"
     assert lost_peer(RuntimeError("ncclUnhandledCudaError: out of memory")) is None
+
+
+def test_the_end_of_the_first_process_with_its_store_counts_as_a_lost_peer() -> None:
+    first = dist.TCPStore("127.0.0.1", 0, is_master=True)
+    second = dist.TCPStore("127.0.0.1", first.port)
+    assert second.add("count", 1) == 1
+    del first
+    with pytest.raises(dist.DistNetworkError) as raised:
+        second.add("count", 1)
+    assert re.fullmatch(r"Failed to recv, .*|Broken pipe|.*reset by peer.*", lost_peer(raised.value) or "")

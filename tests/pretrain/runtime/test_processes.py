@@ -2,12 +2,12 @@
 
 import json
 import os
-from pathlib import Path
+import resource
 
 import pytest
 import torch
 
-from kinemae.pretrain.runtime.processes import Flags, RankFlags, find_processes
+from kinemae.pretrain.runtime.processes import find_processes, init_process_group
 from tests.ranks import start_ranks
 
 VARIABLES = (
@@ -24,8 +24,9 @@ EXCHANGE = """
 import json
 import torch
 from kinemae.pretrain.runtime.processes import (
-    RankFlags, destroy_process_group, find_processes, init_process_group
+    destroy_process_group, find_processes, init_process_group
 )
+from kinemae.pretrain.runtime.rank_flags import RankFlags
 
 processes = find_processes("cpu")
 init_process_group(processes)
@@ -36,17 +37,19 @@ summed = processes.total(own)
 ((processes.rank + 3) * summed.square()).sum().backward()  # the sum of both losses is 7 * (1 + 2)^2
 gathered = processes.all_gather_object({"rank": processes.rank})
 from_first = processes.broadcast_object(f"from {processes.rank}")
-flags = RankFlags(processes)
-found = [flags.read()]
-flags.post(stop=138 * processes.rank, is_writing=processes.is_first)
-found.append(flags.read())
-flags.post(stop=0, is_writing=False)
-found.append(flags.read())
+largest = processes.maximum(138 * processes.rank)
+found = []
+for stop in (138, 0):  # the second store has no values of the first one
+    flags = RankFlags(processes.new_store(), world=2, on_phase=lambda phase: None, interval_s=0.0)
+    for is_writing in (processes.is_first, False, False):
+        found.append(flags.read())
+        flags.post(stop=stop * processes.rank, is_writing=is_writing)
+        stop = 0
 processes.barrier()
 destroy_process_group()
 destroy_process_group()
 sums = [summed.item(), own.grad.item()]
-print(json.dumps([processes.is_first, total.tolist(), sums, gathered, from_first, found]))
+print(json.dumps([processes.is_first, total.tolist(), sums, gathered, from_first, largest, found]))
 """
 
 
@@ -105,14 +108,23 @@ def test_one_process_communicates_without_a_group() -> None:
     assert processes.all_gather_object("mine") == ["mine"]
     assert processes.broadcast_object("mine") == "mine"
     processes.barrier()
-    flags = RankFlags(processes)
-    flags.post(stop=143, is_writing=False)
-    assert flags.read() == Flags(stop=143, is_writing=False)
-    assert flags.read() == Flags(stop=0, is_writing=True)  # nothing was posted since
+    assert processes.maximum(143) == 143
+    stores = processes.new_store(), processes.new_store()
+    assert [store.add("count", 2) for store in stores] == [2, 2]
+
+
+def test_a_process_may_open_as_many_files_as_the_system_allows() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1000, before[1]))
+    try:
+        init_process_group(find_processes("cpu"))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.mark.processes
-def test_two_processes_reduce_gather_broadcast_and_agree_on_flags(repo: Path) -> None:
+def test_two_processes_reduce_gather_broadcast_and_agree_on_flags() -> None:
     ranks = start_ranks(2, "-c", EXCHANGE)
     first, second = (json.loads(rank.communicate(timeout=120)[0]) for rank in ranks)
     values = [
@@ -120,7 +132,8 @@ def test_two_processes_reduce_gather_broadcast_and_agree_on_flags(repo: Path) ->
         [3.0, 42.0],
         [{"rank": 0}, {"rank": 1}],
         "from 0",
-        [[0, True], [138, True], [0, False]],
+        138,
+        [[0, True], [138, True], [0, False], [0, True], [0, True], [0, False]],
     ]
     assert first == [True, *values]
     assert second == [False, *values]
