@@ -15,6 +15,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -66,7 +67,8 @@ def serve(parent: Connection) -> None:
 def drive(parent: Connection, port: int, world: int, rounds: int) -> None:
     """Take part in rounds with a share of the ranks."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    stores = [CountingStore(port) for _ in range(world // DRIVERS)]
+    with ThreadPoolExecutor(64) as pool:  # each connection waits for a name lookup
+        stores = list(pool.map(CountingStore, [port] * (world // DRIVERS)))
     ranks = [RankFlags(store, world=world, on_phase=lambda phase: None, interval_s=0.0) for store in stores]
 
     def run(count: int, spent_s: list[float]) -> None:
