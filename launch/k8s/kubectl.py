@@ -20,7 +20,7 @@ def create_job(job: str, objects: list[Manifest]) -> None:
     A TrainJob is refused without its runtime, so the others come first and get their owner afterwards.
 
     Raises:
-        ValueError: the job exists, or kubectl failed; nothing is left behind.
+        ValueError: the job exists, or kubectl failed; what was created is deleted again.
     """
     namespace, target, name = _parts(job)
     cancel = f"fix: set another name, or run `kinemae launch cancel k8s:{job}` and wait for the pods"
@@ -32,22 +32,15 @@ def create_job(job: str, objects: list[Manifest]) -> None:
     try:
         _kubectl(namespace, "apply", "--filename=-", given=to_yaml(others))
         created = _kubectl(namespace, "create", "--filename=-", "--output=json", given=to_yaml(objects[-1:]))
-    except (ConfigError, KeyboardInterrupt):
-        with suppress(ConfigError):  # the first error is the one to report
-            _kubectl(
-                namespace,
-                "delete",
-                "--filename=-",
-                "--ignore-not-found",
-                "--wait=false",
-                given=to_yaml(others),
-            )
+    except (ConfigError, KeyboardInterrupt) as error:
+        if "AlreadyExists" not in str(error):  # another launch of the same name and config uses the objects
+            with suppress(ConfigError):  # the first error is the one to report
+                words = ("delete", "--filename=-", "--ignore-not-found", "--wait=false")
+                _kubectl(namespace, *words, given=to_yaml(objects))
         raise
     made = json.loads(created)
-    owner = {key: made[key] for key in ("apiVersion", "kind")} | {
-        "name": name,
-        "uid": made["metadata"]["uid"],
-    }
+    owner = {key: made[key] for key in ("apiVersion", "kind")}
+    owner |= {key: made["metadata"][key] for key in ("name", "uid")}
     for other in others:
         other["metadata"]["ownerReferences"] = [owner]
     _kubectl(namespace, "apply", "--filename=-", given=to_yaml(others))

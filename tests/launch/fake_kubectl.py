@@ -1,7 +1,8 @@
 """A stand-in for kubectl and the cluster behind it: objects in a file, every word of a command checked.
 
-It refuses a TrainJob without its runtime, a second object of a name, and the image `refused`. It deletes what
-a deleted object owns. It does not start pods: a test writes `pods.json`. `python fake_kubectl.py FOLDER ...`.
+It refuses a TrainJob without its runtime, a second object of a name, the image `refused`, and the image
+`late` as if another launch were faster. It deletes what a deleted object owns. It does not start pods: a test
+writes `pods.json`. `python fake_kubectl.py FOLDER ...`.
 """
 
 import json
@@ -71,10 +72,10 @@ def create(words: list[str], objects: dict[str, Any]) -> str:
         if runtime not in objects:
             fail("(Forbidden): specified trainingRuntime must be created before the TrainJob is created")
         spec = objects[runtime]["spec"]["template"]["spec"]
-    if (
-        spec["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]["image"]
-        == "refused"
-    ):
+    image = spec["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]["image"]
+    if image == "late":
+        fail(f"(AlreadyExists): {name} already exists")
+    if image == "refused":
         fail('(BadRequest): strict decoding error: unknown field "spec.hostNetwrk"')
     one["metadata"]["uid"] = f"uid of {name}"
     objects[name] = one

@@ -127,6 +127,12 @@ def test_a_refused_job_leaves_nothing_behind(kind: str, cluster: FakeCluster) ->
     assert cluster.objects() == {}
 
 
+def test_the_objects_of_a_faster_launch_of_the_same_job_stay(cluster: FakeCluster) -> None:
+    with pytest.raises(ValueError, match=r"kubectl create failed: .*AlreadyExists"):
+        create("jobset", "image=late")
+    assert [made["kind"] for made in cluster.objects().values()] == ["ConfigMap"]
+
+
 RUNNING, PENDING = {"phase": "Running"}, {"phase": "Pending"}
 NO_NODE = {
     "type": "PodScheduled",
