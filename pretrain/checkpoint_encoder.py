@@ -17,8 +17,9 @@ from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.decoder import Decoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.tokens import TokenGrid
-from kinemae.pretrain.runtime.checkpoint import verify_checkpoint
+from kinemae.pretrain.runtime.checkpoint_reader import CheckpointDamage, CheckpointReader
 from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.tensor_shards import whole_weight
 from kinemae.pretrain.runtime.weight_average import WeightAverage
 
 
@@ -118,21 +119,23 @@ def _build(config: PretrainConfig) -> MaskedAutoencoder:
 
 def _read_parameters(folder: Path, modules: Mapping[str, nn.Module]) -> None:
     """Read the parameters of modules, by the prefix of their names in the model."""
-    verified = verify_checkpoint(folder, Processes(rank=0, world=1, device=torch.device("cpu")))
-    if isinstance(verified, str):
-        raise CheckpointError(
-            f"{folder}: expected an intact checkpoint, got damage: {verified}; fix: remove it"
-        )
-    metadata, reader = verified
     names = _stored_names(_config(folder))
-    for prefix, module in modules.items():
-        for name, parameter in module.named_parameters():
-            stored = names.get(prefix + name, prefix + name)
-            shape = metadata.shapes.get(stored)
+    parameters = {
+        names.get(prefix + name, prefix + name): parameter
+        for prefix, module in modules.items()
+        for name, parameter in module.named_parameters()
+    }
+    try:
+        reader = CheckpointReader(folder, Processes(rank=0, world=1, device=torch.device("cpu")))
+        for stored, parameter in parameters.items():
+            shape = reader.metadata.shapes.get(stored)
             if shape != tuple(parameter.shape):
                 raise CheckpointError(
                     f"{folder}: expected {stored} of shape {tuple(parameter.shape)}, got {shape}; "
                     "fix: use the version that wrote the run"
                 )
-            values_V = reader.read(stored, "weight", 0, parameter.numel())
-            parameter.data.copy_(values_V.view(parameter.shape))
+        reader.fill([whole_weight(stored, parameter) for stored, parameter in parameters.items()])
+    except CheckpointDamage as damage:
+        raise CheckpointError(
+            f"{folder}: expected an intact checkpoint, got damage: {damage}; fix: remove it"
+        ) from damage

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
 from kinemae.pretrain.runtime.processes import Processes
-from kinemae.pretrain.runtime.tensor_shards import KINDS, ReadShard, TensorShard
+from kinemae.pretrain.runtime.tensor_shards import KINDS, FillShards, TensorShard, split_replicated
 
 SHAPES = {"frozen": (7,), "head.bias": (), "head.weight": (5, 3), "table": (40, 11)}
 TRAINED = ("head.bias", "head.weight", "table")
@@ -56,12 +56,10 @@ class PlainEngine:
         """See `Checkpointable`."""
         return {name: self.done for name, kind in self.values if kind == "exp_avg"}
 
-    def load_shards(self, read: ReadShard, updates: dict[str, int]) -> None:
+    def load_shards(self, fill: FillShards, updates: dict[str, int]) -> None:
         """See `Checkpointable`."""
         (self.done,) = set(updates.values())
-        for (name, kind), values_V in self.values.items():
-            start, stop = self.held[name]
-            values_V[start:stop] = read(name, kind, start, stop)
+        fill(self.shards())
 
     def is_at(self, step: int) -> bool:
         """Check that the values of this process are those of one step, bit for bit."""
@@ -74,7 +72,7 @@ class PlainEngine:
 
 
 class Line:
-    """Replicated shards, and a store that counts the requested values."""
+    """Replicated shards, of which a process fills its part."""
 
     def __init__(self) -> None:
         sizes = (5, 0, 1, 40, 3)
@@ -82,12 +80,11 @@ class Line:
             TensorShard(name=str(number), kind="weight", start=0, values_V=torch.full((size,), -1.0))
             for number, size in enumerate(sizes)
         ]
-        self.total, self.requested = sum(sizes), 0
 
-    def read(self, name: str, kind: str, start: int, stop: int) -> Tensor:
-        """Make values that encode their shard and offset."""
-        self.requested += stop - start
-        return torch.arange(start, stop) + 100.0 * int(name)
+    def fill(self, rank: int, world: int) -> None:
+        """Fill a process's part with values that encode their shard and offset."""
+        for shard in split_replicated(self.shards, rank, world):
+            shard.values_V.copy_(torch.arange(shard.start, shard.stop) + 100.0 * int(shard.name))
 
 
 def alone() -> Processes:

@@ -1,29 +1,29 @@
 """Checkpoints that are complete or absent, written in the background, independent of ranks and ZeRO stages.
 
 A save crosses three files: `checkpoint.py` (all processes together), `async_writer.py` (one process's part in
-a thread) and `checkpoint_files.py` (the files). A folder gets its final name only after all processes have
-reported that their bytes are on the disk. At a start every byte is checked; a damaged checkpoint is skipped
-with an error in the log, and renamed. An unreadable file does not count as damage.
+a thread) and `checkpoint_files.py` (the files). A load crosses `checkpoint_reader.py` and `resharding.py`.
+A folder gets its final name only after all processes have reported that their bytes are on the disk. At a
+start every byte is checked while it is loaded; a damaged checkpoint is skipped with an error in the log, and
+renamed. An unreadable file does not count as damage.
 """
 
-import platform
 import secrets
 import shutil
 import threading
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from kinemae.data_tools.command import CheckpointError, Stuck, log
 from kinemae.pretrain.runtime import checkpoint_files as files
 from kinemae.pretrain.runtime.async_writer import AsyncCheckpointWriter, PinnedBuffer, combine_failures
-from kinemae.pretrain.runtime.checkpoint_files import CheckpointMetadata, FileChecksum, ShardReader
-from kinemae.pretrain.runtime.file_retries import attempts, retry, run_on_first
+from kinemae.pretrain.runtime.checkpoint_files import CheckpointMetadata, FileChecksum
+from kinemae.pretrain.runtime.checkpoint_reader import CheckpointDamage, CheckpointReader
+from kinemae.pretrain.runtime.file_retries import run_on_first
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.tensor_shards import (
-    PackedRanges,
-    ReadShard,
+    FillShards,
     ShardRange,
     ShardTable,
     TensorShard,
@@ -90,8 +90,11 @@ class Checkpointable(Protocol):
     def updates(self) -> dict[str, int]:
         """Number of updates of each trainable parameter."""
 
-    def load_shards(self, read: ReadShard, updates: dict[str, int]) -> None:
-        """Read and take over the values that this process holds."""
+    def load_shards(self, fill: FillShards, updates: dict[str, int]) -> None:
+        """Collective. Fill the values that this process holds.
+
+        `fill` fails on all processes if the checkpoint is damaged; the values are then of no use.
+        """
 
 
 class Checkpoints:
@@ -288,20 +291,17 @@ class Checkpoints:
         damaged: list[str] = []
         for step in steps:
             folder = files.checkpoint_folder(self.folder, step)
-            verified = verify_checkpoint(folder, self._processes)
-            if isinstance(verified, str):
-                damaged.append(f"step {step}: {verified}")
-                if self._processes.is_first:
-                    log.error("checkpoint %s is damaged (%s); trying the previous one", folder, verified)
-                continue
-            metadata, reader = verified
-            files.check_shapes(folder, metadata.shapes, engine.shapes())
             try:
-                engine.load_shards(reader.read, metadata.updates)
-            except OSError as error:
-                raise Stuck(_unread(folder, self._processes.rank, platform.node(), str(error))) from error
+                reader = CheckpointReader(folder, self._processes)
+                files.check_shapes(folder, reader.metadata.shapes, engine.shapes())
+                engine.load_shards(reader.fill, reader.metadata.updates)
+            except CheckpointDamage as damage:
+                damaged.append(f"step {step}: {damage}")
+                if self._processes.is_first:
+                    log.error("checkpoint %s is damaged (%s); trying the previous one", folder, damage)
+                continue
             self._loaded = step
-            return _run_state(folder, metadata.state), damaged
+            return _run_state(folder, reader.metadata.state), damaged
         return None, damaged
 
     def _set_aside(self, damaged: list[int], before: int | None) -> None:
@@ -311,82 +311,3 @@ class Checkpoints:
                 files.quarantine(path)
             elif before is not None and step > before:
                 files.drop(path)
-
-
-class _CheckResult(NamedTuple):
-    """One process's result for its part of the files of a checkpoint."""
-
-    host: str
-    packed: list[PackedRanges]
-    damage: str | None = None
-    unread: str | None = None
-    absent: str | None = None
-
-
-def verify_checkpoint(folder: Path, processes: Processes) -> tuple[CheckpointMetadata, ShardReader] | str:
-    """Collective. Read every byte, each process its part of the files.
-
-    Damage is a wrong size, checksum or format, or a file that no process finds. If one process cannot read a
-    file, or only some processes find it, the checkpoint may be intact: the start ends and can be repeated.
-
-    Returns:
-        The checkpoint, or a description of its damage; the same on every process.
-
-    Raises:
-        CheckpointError: the checkpoint has another format.
-        Stuck: a process cannot read a file. The message states the file and the host.
-    """
-    metadata, own = _check_part(folder, processes)
-    results = processes.all_gather_object(own)
-    for rank, other in enumerate(results):
-        if other.unread is not None:
-            raise Stuck(_unread(folder, rank, other.host, other.unread))
-    absent = sorted({other.absent for other in results if other.absent})
-    if absent:
-        _refuse_partly_absent(folder, absent[0], processes)
-        return f"{absent[0]} is missing"
-    damage = next((other.damage for other in results if other.damage), None)
-    if metadata is None or damage is not None:
-        return damage or "its manifest cannot be read"
-    packed = [file for other in results for file in other.packed]
-    table = ShardTable(packed=packed, counts=value_counts(metadata.shapes, metadata.updates))
-    fault = table.find_fault(metadata.shapes, metadata.updates)
-    return fault or (metadata, ShardReader(folder, table))
-
-
-def _check_part(folder: Path, processes: Processes) -> tuple[CheckpointMetadata | None, _CheckResult]:
-    result, metadata = _CheckResult(platform.node(), []), None
-    try:
-        metadata = retry(partial(files.read_metadata, folder), f"reading {folder}")
-        counts = value_counts(metadata.shapes, metadata.updates)
-        for name in sorted(metadata.files)[processes.rank :: processes.world]:
-            check = partial(files.check_file, folder, name, metadata.files[name])
-            ranges = retry(check, f"reading {folder / name}")
-            if files.is_shard_file(name):
-                number, count = files.parse_shard_file(name)
-                result.packed.append(pack_ranges(ranges, counts, file=name, number=number, files=count))
-    except FileNotFoundError as error:
-        result = result._replace(absent=Path(error.filename).name)
-    except OSError as error:
-        result = result._replace(unread=str(error))
-    except (ValueError, KeyError) as error:
-        result = result._replace(damage=str(error))
-    return metadata, result
-
-
-def _refuse_partly_absent(folder: Path, name: str, processes: Processes) -> None:
-    """End the start if some processes find a file and others do not."""
-    seen = processes.all_gather_object((platform.node(), files.is_listed(folder, name)))
-    if any(is_there for _, is_there in seen):
-        rank, host = next(
-            ((rank, host) for rank, (host, is_there) in enumerate(seen) if not is_there), (0, "its host")
-        )
-        raise Stuck(_unread(folder, rank, host, f"no {name}, which other processes find"))
-
-
-def _unread(folder: Path, rank: int, host: str, reason: str) -> str:
-    """The message for a checkpoint that one process cannot read."""
-    return (
-        f"checkpoint {folder}: expected rank {rank} on {host} to read it, got {reason} ({attempts()}); "
-        "nothing was changed; fix: check the file system and its mount on that host, then repeat the command"
-    )

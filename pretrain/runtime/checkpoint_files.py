@@ -11,7 +11,7 @@ step-00003000.quarantined/       damaged and skipped at a start; nothing removes
 Shard files hold flat float32 tensors named `KIND/NAME@START`, for example
 `exp_avg/encoder.blocks.0.norm1.weight@128`. The safetensors library reads them: a length, a JSON header, raw
 bytes. They are written without it, a block at a time, so that the checksum needs no other copy. They are read
-by `pread`, not by mapping: an error of the file system raises `OSError` instead of killing the process.
+in the same way, not by mapping: an error of the file system raises `OSError` instead of killing the process.
 """
 
 import errno
@@ -24,15 +24,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from kinemae.data_tools.command import CheckpointError, log
-from kinemae.data_tools.files import Descriptor, read_blocks
 from kinemae.pretrain.runtime.file_retries import retry
-from kinemae.pretrain.runtime.tensor_shards import ShardRange, ShardTable
+from kinemae.pretrain.runtime.tensor_shards import ShardRange
 
 FORMAT = 1
 
@@ -42,7 +40,6 @@ _MANIFEST, _STATE, _PARAMETERS = "manifest.json", "state.json", "parameters.json
 _VALUE_BYTES = 4
 _ALIGNMENT = 64
 _BLOCK_VALUES = 1 << 20
-_MOST_OPEN = 16
 
 
 class FileChecksum(NamedTuple):
@@ -50,6 +47,11 @@ class FileChecksum(NamedTuple):
 
     size: int
     crc32: int
+
+    @classmethod
+    def of(cls, content: bytes) -> "FileChecksum":
+        """The checksum of a file with this content."""
+        return cls(len(content), zlib.crc32(content))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,110 +139,95 @@ def _file_bytes(ranges: Sequence[ShardRange], values: Iterable[Tensor]) -> Itera
             yield memoryview(block_V.cpu().numpy()).cast("B")
 
 
-def checksum_of(path: Path) -> FileChecksum:
-    """Read a file and return its size and checksum.
+class ShardStream:
+    """A shard file that is read once, from its beginning to its end.
+
+    Reads are repeated after transient errors. The checksum is computed on the way.
+
+    Attributes:
+        ranges: the content of the file, in its order.
 
     Raises:
+        ValueError: the file has changed since it was written.
         OSError: it cannot be read.
     """
-    size = checksum = 0
-    for block in read_blocks(path):
-        checksum = zlib.crc32(block, checksum)
-        size += len(block)
-    return FileChecksum(size, checksum)
 
-
-def read_ranges(path: Path) -> list[ShardRange]:
-    """Read the header of a shard file.
-
-    Raises:
-        ValueError: it is no shard file.
-        OSError: it cannot be read.
-    """
-    found = []
-    for tensor, (begin, end) in _read_header(path).items():
-        kind, _, place = tensor.partition("/")
-        name, _, start = place.rpartition("@")
-        if not name or not start.isdigit():
-            raise ValueError(f"{path.name}: expected a tensor named KIND/NAME@START, got {tensor!r}")
-        stop = int(start) + (end - begin) // _VALUE_BYTES
-        found.append(ShardRange(path.name, kind, name, int(start), stop))
-    return found
-
-
-def _read_header(path: Path) -> dict[str, tuple[int, int]]:
-    """Byte offsets of each tensor in a file of contiguous float32 tensors."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if length > size - 8:
-            raise ValueError(f"{path.name}: its header is longer than the file")
-        text = file.read(length)
-    found, place = {}, 8 + length
-    try:
-        for tensor, entry in json.loads(text).items():
-            begin, end = (8 + length + offset for offset in entry["data_offsets"])
-            if entry["dtype"] != "F32" or begin != place or end - begin != _VALUE_BYTES * entry["shape"][0]:
-                raise ValueError(f"{tensor!r}: expected contiguous float32 values")
-            found[tensor] = (begin, end)
-            place = end
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path.name}: {error}") from error
-    if place != size:
-        raise ValueError(f"{path.name}: expected {place} bytes by its header, got {size}")
-    return found
-
-
-class ShardReader:
-    """The values in the shard files of one checkpoint."""
-
-    def __init__(self, folder: Path, table: ShardTable):
-        self._folder, self._table = folder, table
-        self._headers: dict[str, dict[str, tuple[int, int]]] = {}
-        self._open: dict[str, Descriptor] = {}
-
-    def read(self, name: str, kind: str, start: int, stop: int) -> Tensor:
-        """Values `start` to before `stop`, float32 on the CPU; zeros for moments that were not stored.
-
-        Only these are read from the disk, with retries after transient errors.
-
-        Raises:
-            CheckpointError: a file has changed.
-            OSError: a file cannot be read.
-        """
-        values_V = torch.zeros(stop - start)
-        for one in self._table.runs(kind, name, start, stop):
-            first, last = max(start, one.start), min(stop, one.stop)
-            if first < last:
-                run = partial(self._read_run, one, first, values_V[first - start : last - start])
-                retry(run, f"reading {self._folder / one.file}")
-        return values_V
-
-    def _read_run(self, one: ShardRange, first: int, into_V: Tensor) -> None:
+    def __init__(self, path: Path, expected: FileChecksum):
+        self._path, self._expected = path, expected
+        self._file: IO[bytes] | None = None
+        self._offset = self._crc32 = 0
+        length = int.from_bytes(self._next(8), "little") if expected.size >= 8 else expected.size
+        if length > expected.size - 8:
+            raise ValueError(f"{path.name} has changed since it was written: its header is too long")
         try:
-            if one.file not in self._headers:
-                self._headers[one.file] = _read_header(self._folder / one.file)
-            offset = self._headers[one.file][one.tensor][0] + _VALUE_BYTES * (first - one.start)
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"cannot read {self._folder / one.file}: {error}") from error
-        into = memoryview(into_V.numpy().data).cast("B")
+            self.ranges = _parse_header(path.name, self._next(length), expected.size - 8 - length)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"{path.name} has changed since it was written: {error}") from error
+
+    def read_into(self, values_V: Tensor) -> None:
+        """Read the next values; float32 on the CPU."""
+        self._fill(memoryview(values_V.numpy()).cast("B"))
+
+    def check_end(self) -> None:
+        """Compare the checksum, after all values are read."""
+        if (self._offset, self._crc32) != self._expected:
+            raise ValueError(f"{self._path.name} has changed since it was written")
+
+    def close(self) -> None:
+        """Close the file until the next read."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _next(self, length: int) -> bytes:
+        content = bytearray(length)
+        self._fill(memoryview(content))
+        return bytes(content)
+
+    def _fill(self, into: memoryview) -> None:
+        start = self._offset
+        retry(partial(self._read_at, into, start), f"reading {self._path}")
+        self._offset = start + len(into)
+        self._crc32 = zlib.crc32(into, self._crc32)
+
+    def _read_at(self, into: memoryview, offset: int) -> None:
         try:
+            if self._file is None:
+                self._file = self._path.open("rb", buffering=0)
+                if os.fstat(self._file.fileno()).st_size != self._expected.size:
+                    raise ValueError(f"{self._path.name} has changed since it was written")
+            self._file.seek(offset)
             while into:
-                count = os.preadv(self._descriptor(one.file), [into], offset)
+                count = self._file.readinto(into)  # type: ignore[attr-defined]
                 if not count:
-                    raise OSError(errno.EIO, "the file is shorter than its header states")
-                into, offset = into[count:], offset + count
+                    raise OSError(errno.EIO, "the file is shorter than at its opening")
+                into = into[count:]
         except OSError:
-            self._open.pop(one.file, None)  # a stale handle does not recover
+            self.close()  # a stale handle does not recover
             raise
 
-    def _descriptor(self, name: str) -> int:
-        """An open file. At most 16 are open: a checkpoint may have more files than a process may open."""
-        if name not in self._open:
-            if len(self._open) >= _MOST_OPEN:
-                del self._open[next(iter(self._open))]
-            self._open[name] = Descriptor(str(self._folder / name), os.O_RDONLY)
-        return self._open[name].number
+
+def _parse_header(file: str, text: bytes, size: int) -> list[ShardRange]:
+    """The ranges in a file of contiguous float32 tensors.
+
+    Args:
+        size: bytes of all values.
+    """
+    found, place = [], 0
+    for tensor, entry in json.loads(text).items():
+        kind, _, position = tensor.partition("/")
+        name, _, start = position.rpartition("@")
+        if not name or not start.isdigit():
+            raise ValueError(f"expected a tensor named KIND/NAME@START, got {tensor!r}")
+        begin, end = entry["data_offsets"]
+        count = entry["shape"][0]
+        if entry["dtype"] != "F32" or count < 0 or (begin, end) != (place, place + _VALUE_BYTES * count):
+            raise ValueError(f"{tensor!r}: expected contiguous float32 values")
+        found.append(ShardRange(file, kind, name, int(start), int(start) + count))
+        place = end
+    if place != size:
+        raise ValueError(f"expected {place} bytes of values by its header, got {size}")
+    return found
 
 
 def list_checkpoints(checkpoints: Path) -> dict[int, Path]:
@@ -330,8 +317,7 @@ def commit(partial: Path, final: Path, metadata: CheckpointMetadata) -> None:
             raise OSError(errno.EIO, f"expected {checksum.size} bytes", str(partial / name))
     files = dict(metadata.files)
     for name, content in ((_STATE, metadata.state), (_PARAMETERS, parameters)):
-        _write_json(partial / name, content)
-        files[name] = checksum_of(partial / name)
+        files[name] = _write_json(partial / name, content)
     head = {"format": FORMAT, **{key: metadata.state[key] for key in ("step", "world", "zero_stage")}}
     entries = {name: {"bytes": one.size, "crc32": one.crc32} for name, one in sorted(files.items())}
     _write_json(partial / _MANIFEST, {**head, "files": entries})
@@ -349,9 +335,11 @@ def _has_files(final: Path, metadata: CheckpointMetadata) -> bool:
         return False
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+def _write_json(path: Path, content: Any) -> FileChecksum:
+    text = json.dumps(content, indent=1).encode()
+    path.write_bytes(text)
     _fsync(path)
+    return FileChecksum.of(text)
 
 
 def _fsync(path: Path) -> None:
@@ -371,40 +359,33 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
         OSError: it cannot be read.
     """
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
             raise CheckpointError(
                 f"{folder}: expected checkpoint format {FORMAT}, got {manifest['format']!r}; fix: continue "
                 "the run with the version that its environment.json names"
             )
-        if not {_STATE, _PARAMETERS} <= manifest["files"].keys():
-            raise ValueError(f"{_MANIFEST} does not name every file")
-        parameters = json.loads((folder / _PARAMETERS).read_text(encoding="utf-8"))
+        listed = {
+            name: FileChecksum(entry["bytes"], entry["crc32"]) for name, entry in manifest["files"].items()
+        }
+        state, parameters = (_read_json(folder / name, listed[name]) for name in (_STATE, _PARAMETERS))
         return CheckpointMetadata(
-            state=json.loads((folder / _STATE).read_text(encoding="utf-8")),
+            state=state,
             shapes={name: tuple(entry["shape"]) for name, entry in parameters.items()},
             updates={
                 name: entry["updates"] for name, entry in parameters.items() if entry["updates"] is not None
             },
-            files={
-                name: FileChecksum(entry["bytes"], entry["crc32"])
-                for name, entry in manifest["files"].items()
-            },
+            files=listed,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def check_file(folder: Path, name: str, expected: FileChecksum) -> list[ShardRange]:
-    """Read every byte of one file of a checkpoint; return the ranges that it holds.
-
-    Raises:
-        ValueError: the file has changed since it was written.
-        OSError: it cannot be read.
-    """
-    if checksum_of(folder / name) != expected:
-        raise ValueError(f"{name} has changed since it was written")
-    return read_ranges(folder / name) if is_shard_file(name) else []
+def _read_json(path: Path, expected: FileChecksum) -> Any:
+    content = path.read_bytes()
+    if FileChecksum.of(content) != expected:
+        raise ValueError(f"{path.name} has changed since it was written")
+    return json.loads(content)
 
 
 def is_listed(folder: Path, name: str) -> bool:

@@ -20,7 +20,12 @@ from kinemae.pretrain.runtime.optimizer import Rates, build_optimizer, set_rates
 from kinemae.pretrain.runtime.processes import Processes, init_process_group
 from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig, precision_on
 from kinemae.pretrain.runtime.sharded_state import STATE_OF_STAGE, FullyShardedState
-from kinemae.pretrain.runtime.tensor_shards import ReadShard, TensorShard, load_replicated, split_replicated
+from kinemae.pretrain.runtime.tensor_shards import (
+    FillShards,
+    TensorShard,
+    exchange_replicated,
+    split_replicated,
+)
 
 # At ZeRO 3, parameters of at most this many values stay gathered: gathering vectors costs more than keeping
 # them. DeepSpeed's default.
@@ -229,20 +234,18 @@ class Engine:
         counts = torch.stack(list(counters.values())).tolist()  # one device synchronization for all
         return {name: int(count) for name, count in zip(counters, counts, strict=True)}
 
-    def load_shards(self, read: ReadShard, updates: dict[str, int]) -> None:
+    def load_shards(self, fill: FillShards, updates: dict[str, int]) -> None:
         """Collective. Load a state that `shards` and `updates` described, at any stage and world size.
 
         Args:
-            read: returns the values of any run of any parameter. Each process requests its own shards, and
-                its part of the replicated ones.
+            fill: fills the shards of all processes, which are those of `shards`.
             updates: as returned by `updates`.
 
         Raises:
             CheckpointError: `updates` lacks a parameter.
         """
-        for shard in self._state.local_shards():
-            shard.values_V.copy_(read(shard.name, shard.kind, shard.start, shard.stop))
-        load_replicated(self._state.replicated_shards(), read, self._processes)
+        fill(self.shards())
+        exchange_replicated(self._state.replicated_shards(), self._processes)
         counters = self._state.step_counters()
         lacking = sorted(counters.keys() - updates.keys())
         if lacking:

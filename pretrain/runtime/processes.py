@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -85,6 +86,43 @@ class Processes:
         rows_WV = own_V.new_empty(self.world, len(own_V))
         dist.all_gather_into_tensor(rows_WV.view(-1), own_V)
         return rows_WV
+
+    def all_to_all(self, own_V: Tensor, *, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Send a part of a tensor to each process; return the parts that they send here, by rank.
+
+        Args:
+            sent: lengths of the parts, by receiver; the tensor is their concatenation.
+            received: lengths of the parts to receive, by sender.
+        """
+        if self.world == 1:
+            return own_V
+        values_V = own_V.new_empty(sum(received))
+        dist.all_to_all_single(values_V, own_V, list(received), list(sent))
+        return values_V
+
+    def all_to_all_rows(
+        self, rows: Sequence[Sequence[tuple[int, ...]]], *, width: int
+    ) -> list[list[tuple[int, ...]]]:
+        """Send rows of `width` integers to each process; return the rows that they send here, by rank."""
+        sent = torch.tensor([len(part) for part in rows])
+        ones = [1] * self.world
+        received = self.all_to_all(sent.to(self.device), sent=ones, received=ones).tolist()
+        own_V = torch.tensor([number for part in rows for row in part for number in row], dtype=torch.int64)
+        values_V = self.all_to_all(
+            own_V.to(self.device),
+            sent=[width * len(part) for part in rows],
+            received=[width * count for count in received],
+        )
+        found = iter(map(tuple, values_V.view(-1, width).tolist()))
+        return [list(islice(found, count)) for count in received]
+
+    def largest(self, value: int) -> int:
+        """The largest value of all processes."""
+        if self.world == 1:
+            return value
+        values = torch.tensor([value], device=self.device)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values.item())
 
     def broadcast_object(self, value: Value) -> Value:
         """The first process's value, on every process."""

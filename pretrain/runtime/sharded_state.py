@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kinemae.pretrain.runtime.processes import Processes
-from kinemae.pretrain.runtime.tensor_shards import KINDS, MOMENTS, TensorShard
+from kinemae.pretrain.runtime.tensor_shards import KINDS, MOMENTS, TensorShard, whole_weight
 
 
 class ShardedState(ABC):
@@ -89,7 +89,7 @@ class ReplicatedState(ShardedState):
             for parameter in self._trained
             for shard in _with_moments(self.optimizer, parameter, self.names[id(parameter)])
         ]
-        return [*trained, *(_whole(name, tensor) for name, tensor in self._untrained())]
+        return [*trained, *(whole_weight(name, tensor) for name, tensor in self._untrained())]
 
     def step_counters(self) -> dict[str, Tensor]:
         return {self.names[id(p)]: self.optimizer.state[p]["step"] for p in self._trained}
@@ -122,7 +122,7 @@ class PartitionedState(ShardedState):
         return found
 
     def replicated_shards(self) -> list[TensorShard]:
-        return [_whole(name, tensor) for name, tensor in self._untrained()]
+        return [whole_weight(name, tensor) for name, tensor in self._untrained()]
 
     def step_counters(self) -> dict[str, Tensor]:
         adam = self.optimizer.optimizer
@@ -164,7 +164,7 @@ class FullyShardedState(ShardedState):
         return [shard for shard in found if shard.values_V.numel()]
 
     def replicated_shards(self) -> list[TensorShard]:
-        return [_whole(name, tensor) for name, tensor in self._buffers()]
+        return [whole_weight(name, tensor) for name, tensor in self._buffers()]
 
     def step_counters(self) -> dict[str, Tensor]:
         adam = self.optimizer.optimizer
@@ -253,7 +253,3 @@ def _with_moments(
         TensorShard(name=name, kind=kind, start=start, values_V=tensor.detach().view(-1)[run])
         for kind, tensor in zip(KINDS, tensors, strict=True)
     ]
-
-
-def _whole(name: str, tensor: Tensor) -> TensorShard:
-    return TensorShard(name=name, kind="weight", start=0, values_V=tensor.detach().view(-1))

@@ -26,11 +26,11 @@ from kinemae.pretrain.runtime.processes import Processes
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = ("weight", *MOMENTS)
 
-# Values in one exchange of replicated shards, over all processes: 64 MiB of float32.
-_EXCHANGED_VALUES = 1 << 24
+# Values in one exchange of a load, over all processes: 64 MiB of float32.
+EXCHANGED_VALUES = 1 << 24
 
-# (name, kind, start, stop) -> float32 values of that run, on the CPU.
-ReadShard = Callable[[str, str, int, int], Tensor]
+# Collective. Fills the shards of this process with the values of a checkpoint.
+FillShards = Callable[[Sequence["TensorShard"]], None]
 
 # (kind, name) -> number of values; the same on every process, in the same order.
 ValueCounts = dict[tuple[str, str], int]
@@ -56,6 +56,11 @@ class TensorShard:
     def stop(self) -> int:
         """Offset after the last value in the flattened parameter."""
         return self.start + self.values_V.numel()
+
+
+def whole_weight(name: str, tensor: Tensor) -> TensorShard:
+    """A weight or buffer as one shard."""
+    return TensorShard(name=name, kind="weight", start=0, values_V=tensor.detach().view(-1))
 
 
 class ShardRange(NamedTuple):
@@ -160,6 +165,10 @@ class ShardTable:
                 found.append(ShardRange(file.file, kind, name, *equal_range(count, file.number, files)))
         return sorted(found, key=lambda one: one.start)
 
+    def place(self, kind: str, name: str) -> int:
+        """Number of the entry of a parameter and kind in the counts."""
+        return self._places[kind, name]
+
     def _is_equally_sharded(self, kind: str, name: str) -> bool:
         """Check whether every file holds its equal range, so that single ranges need no check."""
         place = self._places.get((kind, name))
@@ -243,20 +252,14 @@ def split_replicated(shards: Sequence[TensorShard], rank: int, world: int) -> li
     return list(line.runs(*line.part(rank, world)))
 
 
-def load_replicated(
-    shards: Sequence[TensorShard],
-    read: ReadShard,
-    processes: Processes,
-    *,
-    exchanged_values: int = _EXCHANGED_VALUES,
+def exchange_replicated(
+    shards: Sequence[TensorShard], processes: Processes, *, exchanged_values: int = EXCHANGED_VALUES
 ) -> None:
-    """Collective. Fill shards that every process holds; each process reads its part of the bytes.
+    """Collective. Complete shards that every process holds: each process has filled its part of them.
 
-    The processes then exchange the parts. The result is the same as if each process read everything.
+    The part is that of `split_replicated`.
     """
     rank, world = processes.rank, processes.world
-    for shard in split_replicated(shards, rank, world):
-        shard.values_V.copy_(read(shard.name, shard.kind, shard.start, shard.stop))
     line = _Concatenated(shards)
     if world == 1 or not line.total:
         return

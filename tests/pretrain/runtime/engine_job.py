@@ -9,7 +9,7 @@ this one: each loads its own states and the other's. `FOLDER/worldW-rankR.json` 
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from kinemae.pretrain.runtime import engine as engine_module
 from kinemae.pretrain.runtime.engine import Engine
 from kinemae.pretrain.runtime.optimizer import parameter_groups, rates_at
 from kinemae.pretrain.runtime.processes import destroy_process_group
-from kinemae.pretrain.runtime.tensor_shards import ReadShard
+from kinemae.pretrain.runtime.tensor_shards import FillShards, TensorShard
 from kinemae.pretrain.training import Plan, make_plan, training_clips
 
 STAGES = (3, 0, 1, 2)  # 3 first: DeepSpeed then puts its own linear layers in place for all that follow
@@ -35,7 +35,7 @@ class Job:
     """A process that trains the model of the config several times with the same initial weights.
 
     Attributes:
-        requested: by stage, the number of values in each read of the last load.
+        requested: by stage, the number of values in each shard of the last load.
     """
 
     def __init__(self, config: Path):
@@ -114,11 +114,11 @@ class Job:
         found = {}
         for writer in (self.processes.world, other):
             for saved in STAGES:
-                read, updates = reader(self.states(folder, writer, saved))
+                fill, updates = reader(self.states(folder, writer, saved))
                 for stage in STAGES if writer == self.processes.world else (3 - saved,):
                     plan, engine = self.engine(stage)
                     requested = self.requested[stage] = []
-                    engine.load_shards(counted(read, requested), updates)
+                    engine.load_shards(counted(fill, requested), updates)
                     lines = self.train(engine, plan, range(SAVED_AT, STEPS))
                     found[f"{writer} {saved} {stage}"] = lines
         return found
@@ -131,7 +131,7 @@ def save(engine: Engine, path: Path) -> None:
     path.with_suffix(".new").rename(path)
 
 
-def reader(paths: list[Path]) -> tuple[Callable[[str, str, int, int], Tensor], dict[str, int]]:
+def reader(paths: list[Path]) -> tuple[FillShards, dict[str, int]]:
     """Read from the shards of all processes; each value must be in exactly one of them."""
     given_up_s = time.monotonic() + LONGEST_WAIT_S
     while not all(path.exists() for path in paths):
@@ -148,21 +148,21 @@ def reader(paths: list[Path]) -> tuple[Callable[[str, str, int, int], Tensor], d
         )
         whole[name, kind] = torch.cat([before_V, values_V])
 
-    def read(name: str, kind: str, start: int, stop: int) -> Tensor:
-        assert 0 <= start < stop <= len(whole[name, kind])
-        return whole[name, kind][start:stop]
+    def fill(shards: Sequence[TensorShard]) -> None:
+        for shard in shards:
+            shard.values_V.copy_(whole[shard.name, shard.kind][shard.start : shard.stop])
 
-    return read, parts[0]["updates"]
+    return fill, parts[0]["updates"]
 
 
-def counted(read: ReadShard, requested: list[int]) -> ReadShard:
-    """Wrap a function and record the number of values that each call requests."""
+def counted(fill: FillShards, requested: list[int]) -> FillShards:
+    """Wrap a function and record the number of values of each shard."""
 
-    def read_and_count(name: str, kind: str, start: int, stop: int) -> Tensor:
-        requested.append(stop - start)
-        return read(name, kind, start, stop)
+    def fill_and_count(shards: Sequence[TensorShard]) -> None:
+        requested.extend(len(shard.values_V) for shard in shards)
+        fill(shards)
 
-    return read_and_count
+    return fill_and_count
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from kinemae.data_tools.command import CheckpointError
 from kinemae.pretrain.runtime import async_writer
 from kinemae.pretrain.runtime.async_writer import PinnedBuffer
 from kinemae.pretrain.runtime.checkpoint import RunState
-from kinemae.pretrain.runtime.checkpoint_files import check_file, checksum_of, read_metadata
+from kinemae.pretrain.runtime.checkpoint_files import FileChecksum, ShardStream, is_shard_file, read_metadata
 from kinemae.pretrain.runtime.tensor_shards import TensorShard
 from tests.checkpointing import (
     SHAPES,
@@ -306,7 +306,7 @@ def rewrite_state(run_dir: Path, change: Callable[[dict[str, object]], dict[str,
     """Replace the state of a checkpoint of step 1 and its entry in the manifest."""
     folder = run_dir / "checkpoints" / "step-00000001"
     (folder / "state.json").write_text(json.dumps(change(json.loads((folder / "state.json").read_text()))))
-    mark = checksum_of(folder / "state.json")
+    mark = FileChecksum.of((folder / "state.json").read_bytes())
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["state.json"] = {"bytes": mark.size, "crc32": mark.crc32}
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -349,5 +349,7 @@ def test_a_checkpoint_describes_itself(tmp_path: Path) -> None:
     assert notes.updates == {"head.bias": 5, "head.weight": 5, "table": 5}
     shutil.copytree(folder, tmp_path / "elsewhere")
     for place in (folder, tmp_path / "elsewhere"):
-        spans = [span for name, mark in notes.files.items() for span in check_file(place, name, mark)]
-        assert len(spans) == 10
+        streams = [
+            ShardStream(place / name, mark) for name, mark in notes.files.items() if is_shard_file(name)
+        ]
+        assert [len(stream.ranges) for stream in streams] == [10]

@@ -80,18 +80,19 @@ def test_a_lasting_transient_error_ends_the_start_with_code_5(
     assert stored_steps(tmp_path) == ["step-00000001", "step-00000002"]
 
 
-def test_a_file_that_disappears_during_a_load_ends_the_start_with_code_5(
+def test_a_file_that_cannot_be_read_to_its_end_ends_the_start_with_code_5(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)
 
     class Late(PlainEngine):
-        def load_shards(self, read, updates):  # type: ignore[no-untyped-def]
-            with no_descriptors():
-                super().load_shards(read, updates)
+        def load_shards(self, fill, updates):  # type: ignore[no-untyped-def]
+            (shard,) = tmp_path.rglob("shard-*")
+            os.truncate(shard, 2000)
+            super().load_shards(fill, updates)
 
-    monkeypatch.setattr(file_retries, "DELAYS_S", (0.01,))
-    with pytest.raises(Stuck, match=r"expected rank 0 on .* to read it, got .*Too many open files"):
+    monkeypatch.setattr(file_retries, "DELAYS_S", ())
+    with pytest.raises(Stuck, match=r"expected rank 0 on .* to read it, got .*shorter than at its opening"):
         checkpoints(tmp_path).load_newest(Late())
 
 
