@@ -23,6 +23,7 @@ from kinemae.launch.job import LAUNCH_FOLDER
 
 _RECORD, _LOCK, _STOP = "launch.json", "launcher.lock", "stop"
 KUBERNETES = "k8s:"
+_SAVED_STEPS = "saved_steps.json"  # of checkpoints in an object store, written by the run
 _TRIES = 5
 
 
@@ -142,4 +143,6 @@ def take_stop_request(run_dir: Path) -> signal.Signals | None:
 def saved_steps(run_dir: Path) -> list[int]:
     """The steps of the complete checkpoints, oldest first."""
     names = [path.name for path in (run_dir / "checkpoints").glob("step-*")]
-    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name)))
+    found = [int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name))]
+    in_store = run_dir / _SAVED_STEPS
+    return sorted([*found, *(json.loads(in_store.read_text()) if in_store.exists() else [])])

@@ -18,6 +18,7 @@ from kinemae.pretrain.model.decoder import Decoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.runtime.checkpoint_reader import CheckpointDamage, CheckpointReader
+from kinemae.pretrain.runtime.checkpoint_storage import FolderStorage
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.tensor_shards import whole_weight
 from kinemae.pretrain.runtime.weight_average import WeightAverage
@@ -126,7 +127,8 @@ def _read_parameters(folder: Path, modules: Mapping[str, nn.Module]) -> None:
         for name, parameter in module.named_parameters()
     }
     try:
-        reader = CheckpointReader(folder, Processes(rank=0, world=1, device=torch.device("cpu")))
+        storage, alone = FolderStorage(folder.parent), Processes(rank=0, world=1, device=torch.device("cpu"))
+        reader = CheckpointReader(storage, folder, alone)
         for stored, parameter in parameters.items():
             shape = reader.metadata.shapes.get(stored)
             if shape != tuple(parameter.shape):

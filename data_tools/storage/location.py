@@ -9,7 +9,7 @@ A `Location` holds no connection, so it can be pickled, hashed and used after a 
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -172,6 +172,19 @@ class Location:
             remote.write(self.url, data, self.retry_policy, expected_etag=expected_etag)
         else:
             self._local("write", lambda path: _write_atomic(path, lambda partial: partial.write_bytes(data)))
+
+    def write_chunks(self, chunks: Iterable[bytes | memoryview], size: int) -> None:
+        """Write the file from chunks, without all of them in memory; it is complete or absent. Only S3.
+
+        Args:
+            size: bytes of all chunks, or an estimate.
+        """
+        assert self._scheme == "s3", f"{self} is not on S3"
+        remote.write_chunks(self.url, chunks, size, self.retry_policy)
+
+    def abort_uploads(self) -> int:
+        """Abort unfinished uploads of killed processes in this folder of S3; return their number."""
+        return remote.abort_uploads(self.url, self.retry_policy)
 
     def upload(self, file: Path) -> None:
         """Copy a file of this machine to this location; the copy is complete or absent."""

@@ -5,7 +5,9 @@ Each process has its own file systems: their connections use a thread that a for
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +32,7 @@ INSTALL = {
 _TAGS = ("ETag", "etag", "Content-MD5", "Digest", "blob_id", "Last-Modified", "LastModified", "updated")
 _CONNECT_S = 10.0
 _CHUNK = 1 << 18
+_PART, _MOST_PARTS = 16 << 20, 9_000  # of an upload; S3 allows 10,000 parts of at least 5 MiB
 _UNKNOWN_SIZE = 1 << 30
 
 
@@ -152,6 +155,75 @@ def upload(url: str, file: Path, policy: RetryPolicy) -> None:
     """Copy a file to an object; it is complete or absent."""
     size = file.stat().st_size
     _call(url, "put_file", str(file), _path(url), action="write", policy=policy, size=size)
+
+
+def write_chunks(url: str, chunks: Iterable[bytes | memoryview], size: int, policy: RetryPolicy) -> None:
+    """Write an object of S3 in parts of 16 MiB or more; it is complete or absent.
+
+    Each part is retried alone, so that the memory for one part is enough.
+
+    Args:
+        size: bytes of all chunks, or an estimate; S3 allows 10,000 parts.
+    """
+    fs = _file_system(url, policy)
+    bucket, key, _ = fs.split_path(url)
+
+    def call(method: str, *, limits: RetryPolicy = policy, **options: Any) -> Any:
+        return retry(
+            lambda seconds: _run(lambda: fs._call_s3(method, Bucket=bucket, Key=key, **options), seconds),
+            action="write",
+            url=url,
+            policy=limits,
+            size=len(options.get("Body", b"")),
+        )
+
+    upload, parts = call("create_multipart_upload")["UploadId"], []
+    try:
+        for number, part in enumerate(_parts(chunks, max(_PART, size // _MOST_PARTS)), 1):
+            sent = call("upload_part", UploadId=upload, PartNumber=number, Body=part)
+            parts.append({"PartNumber": number, "ETag": sent["ETag"]})
+            heartbeat.progress()
+        try:
+            call("complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": parts})
+        except StorageError as error:
+            if not (error.is_missing and exists(url, policy)):  # the response of an attempt was lost
+                raise
+    except BaseException:
+        with suppress(StorageError):
+            call("abort_multipart_upload", limits=replace(policy, attempts=1), UploadId=upload)
+        raise
+
+
+def _parts(chunks: Iterable[bytes | memoryview], size: int) -> Iterator[bytes]:
+    """Join chunks to parts of at least `size` bytes, the last one shorter; one empty part for no bytes."""
+    part, is_first = bytearray(), True
+    for chunk in chunks:
+        part += chunk
+        if len(part) >= size:
+            yield bytes(part)
+            part, is_first = bytearray(), False
+    if part or is_first:
+        yield bytes(part)
+
+
+def abort_uploads(url: str, policy: RetryPolicy) -> int:
+    """Abort the unfinished uploads of `write_chunks` below a folder of S3; return their number."""
+    fs = _file_system(url, policy)
+    bucket, prefix, _ = fs.split_path(url.rstrip("/") + "/")
+    prefix = prefix.rstrip("/") + "/"
+
+    def call(method: str, **options: Any) -> Any:
+        return retry(
+            lambda seconds: _run(lambda: fs._call_s3(method, Bucket=bucket, **options), seconds),
+            action="remove unfinished uploads of",
+            url=url,
+            policy=policy,
+        )
+
+    uploads = call("list_multipart_uploads", Prefix=prefix).get("Uploads", [])  # at most 1,000
+    for upload in uploads:
+        call("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
+    return len(uploads)
 
 
 def remove(url: str, policy: RetryPolicy) -> None:

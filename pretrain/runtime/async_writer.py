@@ -5,13 +5,13 @@ import platform
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kinemae.pretrain.runtime.checkpoint_files import FileChecksum, write_shards
+from kinemae.pretrain.runtime.checkpoint_files import FileChecksum, Place
+from kinemae.pretrain.runtime.checkpoint_storage import CheckpointStorage
 from kinemae.pretrain.runtime.file_retries import FileFailure, retry
 from kinemae.pretrain.runtime.tensor_shards import ShardRange, TensorShard
 
@@ -73,20 +73,27 @@ class AsyncCheckpointWriter(threading.Thread):
     """Thread that writes one process's shard file.
 
     Args:
+        file: the shard file.
         buffer: receives a copy of the shards; None to write the shards themselves.
 
     Attributes:
         ranges: the content of the file.
     """
 
-    def __init__(self, path: Path, shards: Sequence[TensorShard], buffer: PinnedBuffer | None):
+    def __init__(
+        self,
+        storage: CheckpointStorage,
+        file: Place,
+        shards: Sequence[TensorShard],
+        buffer: PinnedBuffer | None,
+    ):
         # A daemon: a process that aborts does not wait for a slow disk. The next start removes the rest.
         super().__init__(name="checkpoint", daemon=True)
         shards = [shard for shard in shards if len(shard.values_V)]
-        self._path = path
+        self._storage, self._file = storage, file
         self._buffer = buffer
         self._shards = shards if buffer is None else ()
-        self.ranges = [ShardRange(path.name, one.kind, one.name, one.start, one.stop) for one in shards]
+        self.ranges = [ShardRange(file.name, one.kind, one.name, one.start, one.stop) for one in shards]
         self._checksum: FileChecksum | None = None
         self._failure: FileFailure | None = None
         if buffer is not None:
@@ -98,13 +105,12 @@ class AsyncCheckpointWriter(threading.Thread):
             with suppress(OSError):  # on Linux a thread has its own priority: training comes first
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
-            self._checksum = retry(self._write, f"writing {self._path}")
+            self._checksum = retry(self._write, f"writing {self._file}")
         except OSError as error:
             self._failure = FileFailure.of(error)
 
     def _write(self) -> FileChecksum:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        return write_shards(self._path, self.ranges, self._values())
+        return self._storage.write(self._file, self.ranges, self._values())
 
     def _values(self) -> Iterable[Tensor]:
         if self._buffer is not None:

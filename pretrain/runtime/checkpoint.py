@@ -7,8 +7,8 @@ start every byte is checked while it is loaded; a damaged checkpoint is skipped 
 renamed. An unreadable file does not count as damage.
 """
 
+import json
 import secrets
-import shutil
 import threading
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kinemae.data_tools.command import CheckpointError, Stuck, log
+from kinemae.data_tools.files import atomic_write_text
 from kinemae.pretrain.runtime import checkpoint_files as files
 from kinemae.pretrain.runtime.async_writer import AsyncCheckpointWriter, PinnedBuffer, combine_failures
-from kinemae.pretrain.runtime.checkpoint_files import CheckpointMetadata, FileChecksum
+from kinemae.pretrain.runtime.checkpoint_files import CheckpointMetadata, FileChecksum, Place
 from kinemae.pretrain.runtime.checkpoint_reader import CheckpointDamage, CheckpointReader
+from kinemae.pretrain.runtime.checkpoint_storage import storage_of
 from kinemae.pretrain.runtime.file_retries import run_on_first
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.tensor_shards import (
@@ -33,6 +35,7 @@ from kinemae.pretrain.runtime.tensor_shards import (
     value_counts,
 )
 
+SAVED_STEPS = "saved_steps.json"
 _MOST_NAMED = 3
 
 
@@ -67,7 +70,7 @@ class RunState:
     tars: dict[str, Any] = field(default_factory=dict)
 
 
-def _run_state(folder: Path, stored: dict[str, Any]) -> RunState:
+def _run_state(folder: Place, stored: dict[str, Any]) -> RunState:
     """The stored state; missing keys take their defaults, unknown keys are refused."""
     unknown = sorted(stored.keys() - {known.name for known in fields(RunState)})
     if unknown:
@@ -101,6 +104,7 @@ class Checkpoints:
     """The checkpoints of one run folder. Every process must make the same calls.
 
     Args:
+        save_to: prefix in S3 of the checkpoints; None for `RUN/checkpoints`.
         keep: number of newest checkpoints to keep.
         keep_every_steps: also keep checkpoints at multiples of this; 0 for none.
         keep_step: also keep the checkpoint of this step; None for none.
@@ -108,17 +112,20 @@ class Checkpoints:
             copy of the values that this process writes; it is reused.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keys of the config
         self,
         run_dir: Path,
         processes: Processes,
         *,
+        save_to: str | None = None,
         keep: int = 2,
         keep_every_steps: int = 0,
         keep_step: int | None = None,
         background: bool = True,
     ):
-        self.folder = run_dir / "checkpoints"
+        self._storage = storage_of(run_dir, save_to)
+        self.folder = self._storage.place
+        self._saved_steps = None if save_to is None else run_dir / SAVED_STEPS
         self._processes = processes
         self._keep = keep
         self._keep_every_steps = keep_every_steps
@@ -129,6 +136,8 @@ class Checkpoints:
         self._metadata = CheckpointMetadata(state={}, shapes={}, updates={}, files={})
         self._loaded: int | None = None
         self.attempt: str | None = None
+        self._saves = 0
+        self._partial: Place = self.folder
 
     def save(self, engine: Checkpointable, state: RunState) -> None:
         """Begin a checkpoint of the current values; commit an unfinished one first.
@@ -144,8 +153,10 @@ class Checkpoints:
         self._metadata = CheckpointMetadata(
             state=asdict(state), shapes=engine.shapes(), updates=dict(engine.updates()), files={}
         )
-        path = self._partial() / self._shard_file(self._processes.rank)
-        self._writer = AsyncCheckpointWriter(path, engine.shards(), self._buffer)
+        self._saves += 1
+        self._partial = self._storage.begin(state.step, self.attempt, self._saves)
+        file = self._partial / self._shard_file(self._processes.rank)
+        self._writer = AsyncCheckpointWriter(self._storage, file, engine.shards(), self._buffer)
         if self._buffer is not None:
             self._writer.start()
         else:
@@ -192,7 +203,7 @@ class Checkpoints:
             )
         except (OSError, Stuck) as error:
             if processes.is_first:
-                shutil.rmtree(self._partial(), ignore_errors=True)
+                self._storage.discard(self._partial)
             kind = Stuck if isinstance(error, Stuck) else CheckpointError
             raise kind(
                 f"could not write the checkpoint of step {step} to {self.folder} "
@@ -219,28 +230,26 @@ class Checkpoints:
         """Complete the checkpoint, on the first process, once all parts are on the disk."""
         written = {self._shard_file(rank): checksum for rank, checksum in enumerate(checksums)}
         step = self._metadata.state["step"]
-        final = files.checkpoint_folder(self.folder, step)
-        if step == self._loaded and self._partial().exists():  # the same step with more in its state
-            files.drop(final)
-        files.commit(self._partial(), final, replace(self._metadata, files=written))
-        steps = files.list_checkpoints(self.folder)
+        metadata = replace(self._metadata, files=written)
+        # The loaded step may be saved again with more in its state.
+        self._storage.commit(self._partial, step, metadata, replaces=step == self._loaded)
+        steps = self._storage.complete()
         for later in [other for other in steps if other > step]:  # of another run, see `_set_aside`
-            files.quarantine(steps.pop(later))
+            self._storage.quarantine(steps.pop(later))
         for old in list(steps)[: -self._keep]:
             is_multiple = self._keep_every_steps and old % self._keep_every_steps == 0
             if not is_multiple and old != self._keep_step:
-                files.drop(steps[old])
+                self._storage.drop(steps.pop(old))
+        if self._saved_steps is not None:
+            atomic_write_text(self._saved_steps, json.dumps(list(steps)))
         # In a thread, since large files take a while; the process does not end before it.
         self._removal = threading.Thread(
-            name="removal", target=files.remove_dropped, args=(self.folder, self.attempt)
+            name="removal", target=self._storage.remove_dropped, args=(self.attempt, self._partial)
         )
         self._removal.start()
 
     def _shard_file(self, rank: int) -> str:
         return files.shard_file(rank, self._processes.world)
-
-    def _partial(self) -> Path:
-        return files.partial_folder(self.folder, self._metadata.state["step"], self.attempt or "")
 
     def load_newest(self, engine: Checkpointable, *, before: int | None = None) -> RunState:
         """Collective. Load the newest intact checkpoint, or return the initial state if there is none.
@@ -261,7 +270,7 @@ class Checkpoints:
             )
             state, damaged = self._load_first_intact(engine, steps)
             if state is not None:
-                set_aside = partial(self._set_aside, steps[: len(damaged)], before)
+                set_aside = partial(self._set_aside, list(steps)[: len(damaged)], before)
                 run_on_first(self._processes, "renaming checkpoints", set_aside)
                 return state
         except OSError as error:
@@ -279,20 +288,20 @@ class Checkpoints:
             )
         return RunState()
 
-    def _candidates(self, before: int | None) -> list[int]:
-        files.remove_leftovers(self.folder)
-        steps = files.list_checkpoints(self.folder)
-        return [step for step in reversed(steps) if before is None or step <= before]
+    def _candidates(self, before: int | None) -> dict[int, Any]:
+        """Checkpoints by step, newest first."""
+        self._storage.remove_leftovers()
+        steps = self._storage.complete()
+        return {step: steps[step] for step in reversed(steps) if before is None or step <= before}
 
     def _load_first_intact(
-        self, engine: Checkpointable, steps: list[int]
+        self, engine: Checkpointable, steps: dict[int, Any]
     ) -> tuple[RunState | None, list[str]]:
         """Load the first intact checkpoint of `steps`; also return the damage of those before it."""
         damaged: list[str] = []
-        for step in steps:
-            folder = files.checkpoint_folder(self.folder, step)
+        for step, folder in steps.items():
             try:
-                reader = CheckpointReader(folder, self._processes)
+                reader = CheckpointReader(self._storage, folder, self._processes)
                 files.check_shapes(folder, reader.metadata.shapes, engine.shapes())
                 engine.load_shards(reader.fill, reader.metadata.updates)
             except CheckpointDamage as damage:
@@ -306,8 +315,8 @@ class Checkpoints:
 
     def _set_aside(self, damaged: list[int], before: int | None) -> None:
         """Rename checkpoints newer than the loaded one, so that no start uses them again."""
-        for step, path in files.list_checkpoints(self.folder).items():
+        for step, path in self._storage.complete().items():
             if step in damaged:
-                files.quarantine(path)
+                self._storage.quarantine(path)
             elif before is not None and step > before:
-                files.drop(path)
+                self._storage.drop(path)

@@ -15,20 +15,22 @@ in the same way, not by mapping: an error of the file system raises `OSError` in
 """
 
 import errno
+import io
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from kinemae.data_tools.command import CheckpointError, log
+from kinemae.data_tools.storage.location import Location
 from kinemae.pretrain.runtime.file_retries import retry
 from kinemae.pretrain.runtime.tensor_shards import ShardRange
 
@@ -36,10 +38,16 @@ FORMAT = 1
 
 _MOST_NAMED = 5
 _PARTIAL, _DROPPED, _QUARANTINED, _SHARD = ".partial", ".dropped", ".quarantined", "shard-"
-_MANIFEST, _STATE, _PARAMETERS = "manifest.json", "state.json", "parameters.json"
+MANIFEST, _STATE, _PARAMETERS = "manifest.json", "state.json", "parameters.json"
 _VALUE_BYTES = 4
 _ALIGNMENT = 64
 _BLOCK_VALUES = 1 << 20
+
+
+# A checkpoint, or one of its files: on a disk or in an object store.
+Place = Path | Location
+# Returns the size of a file, and the file opened at its beginning.
+OpenFile = Callable[[Place], tuple[int, io.RawIOBase]]
 
 
 class FileChecksum(NamedTuple):
@@ -115,7 +123,7 @@ def write_shards(path: Path, ranges: Sequence[ShardRange], values: Iterable[Tens
     """
     size = checksum = 0
     with path.open("wb") as file:
-        for block in _file_bytes(ranges, values):
+        for block in file_bytes(ranges, values):
             checksum = zlib.crc32(block, checksum)
             size += len(block)
             file.write(block)
@@ -124,7 +132,8 @@ def write_shards(path: Path, ranges: Sequence[ShardRange], values: Iterable[Tens
     return FileChecksum(size, checksum)
 
 
-def _file_bytes(ranges: Sequence[ShardRange], values: Iterable[Tensor]) -> Iterable[memoryview | bytes]:
+def file_bytes(ranges: Sequence[ShardRange], values: Iterable[Tensor]) -> Iterator[memoryview | bytes]:
+    """The content of a shard file, in blocks."""
     place, entries = 0, {}
     for one in ranges:
         count = one.stop - one.start
@@ -136,7 +145,7 @@ def _file_bytes(ranges: Sequence[ShardRange], values: Iterable[Tensor]) -> Itera
     yield len(text).to_bytes(8, "little") + text
     for run_V in values:
         for block_V in run_V.split(_BLOCK_VALUES):
-            yield memoryview(block_V.cpu().numpy()).cast("B")
+            yield memoryview(block_V.cpu().numpy().data).cast("B")
 
 
 class ShardStream:
@@ -152,9 +161,9 @@ class ShardStream:
         OSError: it cannot be read.
     """
 
-    def __init__(self, path: Path, expected: FileChecksum):
-        self._path, self._expected = path, expected
-        self._file: IO[bytes] | None = None
+    def __init__(self, path: Place, expected: FileChecksum, open_file: OpenFile | None = None):
+        self._path, self._expected, self._open = path, expected, open_file or open_local
+        self._file: io.RawIOBase | None = None
         self._offset = self._crc32 = 0
         length = int.from_bytes(self._next(8), "little") if expected.size >= 8 else expected.size
         if length > expected.size - 8:
@@ -166,7 +175,7 @@ class ShardStream:
 
     def read_into(self, values_V: Tensor) -> None:
         """Read the next values; float32 on the CPU."""
-        self._fill(memoryview(values_V.numpy()).cast("B"))
+        self._fill(memoryview(values_V.numpy().data).cast("B"))
 
     def check_end(self) -> None:
         """Compare the checksum, after all values are read."""
@@ -193,18 +202,34 @@ class ShardStream:
     def _read_at(self, into: memoryview, offset: int) -> None:
         try:
             if self._file is None:
-                self._file = self._path.open("rb", buffering=0)
-                if os.fstat(self._file.fileno()).st_size != self._expected.size:
+                size, self._file = self._open(self._path)
+                if size != self._expected.size:
                     raise ValueError(f"{self._path.name} has changed since it was written")
-            self._file.seek(offset)
+                _skip(self._file, offset)
+            elif self._file.seekable():  # an attempt may have failed after a part
+                self._file.seek(offset)
             while into:
-                count = self._file.readinto(into)  # type: ignore[attr-defined]
+                count = self._file.readinto(into)
                 if not count:
                     raise OSError(errno.EIO, "the file is shorter than at its opening")
                 into = into[count:]
         except OSError:
             self.close()  # a stale handle does not recover
             raise
+
+
+def open_local(path: Place) -> tuple[int, io.RawIOBase]:
+    """Size of a file of this machine, and the open file."""
+    file = Path(str(path)).open("rb", buffering=0)  # noqa: SIM115 - the caller closes it
+    return os.fstat(file.fileno()).st_size, file
+
+
+def _skip(file: io.RawIOBase, offset: int) -> None:
+    """Move to an offset of a file just opened."""
+    if file.seekable():
+        file.seek(offset)
+    while not file.seekable() and offset:
+        offset -= len(file.read(min(offset, _BLOCK_VALUES)) or b"")
 
 
 def _parse_header(file: str, text: bytes, size: int) -> list[ShardRange]:
@@ -308,19 +333,10 @@ def commit(partial: Path, final: Path, metadata: CheckpointMetadata) -> None:
     if not partial.exists() and _has_files(final, metadata):  # an earlier attempt failed after the rename
         _fsync(final.parent)
         return
-    parameters = {
-        name: {"shape": list(shape), "updates": metadata.updates.get(name)}
-        for name, shape in metadata.shapes.items()
-    }
-    for name, checksum in metadata.files.items():
-        if (partial / name).stat().st_size != checksum.size:
-            raise OSError(errno.EIO, f"expected {checksum.size} bytes", str(partial / name))
-    files = dict(metadata.files)
-    for name, content in ((_STATE, metadata.state), (_PARAMETERS, parameters)):
-        files[name] = _write_json(partial / name, content)
-    head = {"format": FORMAT, **{key: metadata.state[key] for key in ("step", "world", "zero_stage")}}
-    entries = {name: {"bytes": one.size, "crc32": one.crc32} for name, one in sorted(files.items())}
-    _write_json(partial / _MANIFEST, {**head, "files": entries})
+    check_sizes(partial, metadata, {name: (partial / name).stat().st_size for name in metadata.files})
+    for name, text in json_files(metadata).items():
+        (partial / name).write_bytes(text)
+        _fsync(partial / name)
     _fsync(partial)
     if final.exists():  # of another run: this run renames its own
         quarantine(final)
@@ -335,11 +351,34 @@ def _has_files(final: Path, metadata: CheckpointMetadata) -> bool:
         return False
 
 
-def _write_json(path: Path, content: Any) -> FileChecksum:
-    text = json.dumps(content, indent=1).encode()
-    path.write_bytes(text)
-    _fsync(path)
-    return FileChecksum.of(text)
+def check_sizes(folder: Place, metadata: CheckpointMetadata, sizes: Mapping[str, int | None]) -> None:
+    """Compare the sizes of written files with what their processes reported.
+
+    Raises:
+        OSError: they differ.
+    """
+    for name, checksum in metadata.files.items():
+        if sizes.get(name) != checksum.size:
+            raise OSError(
+                errno.EIO, f"expected {checksum.size} bytes, got {sizes.get(name)}: {folder / name}"
+            )
+
+
+def json_files(metadata: CheckpointMetadata) -> dict[str, bytes]:
+    """Names and contents of the JSON files, in the order of writing: the manifest is the last."""
+    parameters = {
+        name: {"shape": list(shape), "updates": metadata.updates.get(name)}
+        for name, shape in metadata.shapes.items()
+    }
+    texts = {_STATE: _to_json(metadata.state), _PARAMETERS: _to_json(parameters)}
+    checksums = {**metadata.files, **{name: FileChecksum.of(text) for name, text in texts.items()}}
+    head = {"format": FORMAT, **{key: metadata.state[key] for key in ("step", "world", "zero_stage")}}
+    entries = {name: {"bytes": one.size, "crc32": one.crc32} for name, one in sorted(checksums.items())}
+    return {**texts, MANIFEST: _to_json({**head, "files": entries})}
+
+
+def _to_json(content: Any) -> bytes:
+    return json.dumps(content, indent=1).encode()
 
 
 def _fsync(path: Path) -> None:
@@ -350,8 +389,11 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def read_metadata(folder: Path) -> CheckpointMetadata:
+def read_metadata(folder: Place, read: Callable[[Any], bytes] = Path.read_bytes) -> CheckpointMetadata:
     """Read the JSON files of a checkpoint.
+
+    Args:
+        read: returns the content of a file.
 
     Raises:
         CheckpointError: it has another format.
@@ -359,7 +401,7 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
         OSError: it cannot be read.
     """
     try:
-        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        manifest = json.loads(read(folder / MANIFEST))
         if manifest["format"] != FORMAT:
             raise CheckpointError(
                 f"{folder}: expected checkpoint format {FORMAT}, got {manifest['format']!r}; fix: continue "
@@ -368,7 +410,9 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
         listed = {
             name: FileChecksum(entry["bytes"], entry["crc32"]) for name, entry in manifest["files"].items()
         }
-        state, parameters = (_read_json(folder / name, listed[name]) for name in (_STATE, _PARAMETERS))
+        state, parameters = (
+            _from_json(name, read(folder / name), listed[name]) for name in (_STATE, _PARAMETERS)
+        )
         return CheckpointMetadata(
             state=state,
             shapes={name: tuple(entry["shape"]) for name, entry in parameters.items()},
@@ -381,10 +425,9 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def _read_json(path: Path, expected: FileChecksum) -> Any:
-    content = path.read_bytes()
+def _from_json(name: str, content: bytes, expected: FileChecksum) -> Any:
     if FileChecksum.of(content) != expected:
-        raise ValueError(f"{path.name} has changed since it was written")
+        raise ValueError(f"{name} has changed since it was written")
     return json.loads(content)
 
 
@@ -397,7 +440,7 @@ def is_listed(folder: Path, name: str) -> bool:
 
 
 def check_shapes(
-    folder: Path, stored: Mapping[str, tuple[int, ...]], model: Mapping[str, tuple[int, ...]]
+    folder: Place, stored: Mapping[str, tuple[int, ...]], model: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Compare the shapes of all parameters and buffers of a checkpoint with the model's.
 

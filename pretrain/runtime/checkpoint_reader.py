@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kinemae.data_tools.command import CheckpointError, Stuck
 from kinemae.pretrain.runtime import checkpoint_files as files
-from kinemae.pretrain.runtime.checkpoint_files import CheckpointMetadata, ShardStream
+from kinemae.pretrain.runtime.checkpoint_files import CheckpointMetadata, Place, ShardStream
+from kinemae.pretrain.runtime.checkpoint_storage import CheckpointStorage
 from kinemae.pretrain.runtime.file_retries import attempts, retry
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.resharding import Source, reshard
@@ -65,8 +66,8 @@ class CheckpointReader:
         Stuck: a process cannot read a file. The message states the file and the host.
     """
 
-    def __init__(self, folder: Path, processes: Processes):
-        self._folder, self._processes = folder, processes
+    def __init__(self, storage: CheckpointStorage, folder: Place, processes: Processes):
+        self._storage, self._folder, self._processes = storage, folder, processes
         self._result = _Result(platform.node())
         self._streams: list[ShardStream] = []
         self.metadata = self._read_metadata()
@@ -105,7 +106,9 @@ class CheckpointReader:
         metadata, refused = None, None
         if self._processes.is_first:
             try:
-                metadata = retry(partial(files.read_metadata, self._folder), f"reading {self._folder}")
+                metadata = retry(
+                    partial(self._storage.read_metadata, self._folder), f"reading {self._folder}"
+                )
             except CheckpointError as error:
                 refused = error
             except (OSError, ValueError) as error:
@@ -124,7 +127,7 @@ class CheckpointReader:
         own = [name for name in own if self._reader_of(name) == self._processes.rank]
         packed = []
         for name in own:
-            stream = ShardStream(self._folder / name, listed[name])
+            stream = self._storage.open_shards(self._folder / name, listed[name])
             if len(own) > _MOST_OPEN:
                 stream.close()
             number, count = files.parse_shard_file(name)
@@ -153,7 +156,9 @@ class CheckpointReader:
 
     def _refuse_partly_absent(self, name: str) -> None:
         """End the start if some processes find a file and others do not."""
-        seen = self._processes.all_gather_object((platform.node(), files.is_listed(self._folder, name)))
+        seen = self._processes.all_gather_object(
+            (platform.node(), self._storage.is_listed(self._folder, name))
+        )
         if any(is_there for _, is_there in seen):
             rank, host = next(
                 ((rank, host) for rank, (host, is_there) in enumerate(seen) if not is_there), (0, "its host")
@@ -200,9 +205,9 @@ class _Values:
             stream.close()
 
 
-def _unread(folder: Path, rank: int, host: str, reason: str) -> str:
+def _unread(folder: Place, rank: int, host: str, reason: str) -> str:
     """The message for a checkpoint that one process cannot read."""
     return (
         f"checkpoint {folder}: expected rank {rank} on {host} to read it, got {reason} ({attempts()}); "
-        "nothing was changed; fix: check the file system and its mount on that host, then repeat the command"
+        "nothing was changed; fix: check the storage and its mount on that host, then repeat the command"
     )

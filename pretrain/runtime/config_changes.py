@@ -49,6 +49,7 @@ ALLOWED_CHANGES = {
 # The reasons for refusing the others. Longer keys come before their own prefixes.
 # `run_length.py` judges the length of a pretraining run.
 REFUSED = {
+    "save_to": "the checkpoints of the run are elsewhere",
     "seed": "other clips, masks and noise from here on",
     "epochs": "the schedules of learning rate and noise would jump",
     "data": "other clips: some would be repeated or missed",

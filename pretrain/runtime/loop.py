@@ -128,6 +128,7 @@ class _Run:
         self.checkpoints = Checkpoints(
             run_dir,
             processes,
+            save_to=config.save_to,
             keep=config.keep_checkpoints,
             keep_every_steps=config.keep_every_steps,
             keep_step=self.branch_step,

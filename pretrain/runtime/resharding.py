@@ -48,7 +48,7 @@ class _Piece(NamedTuple):
 
     peer: int
     offset: int
-    count: int
+    length: int
     into_V: Tensor | None = None
 
 
@@ -89,7 +89,7 @@ def reshard(
         for piece in own_by_block[block]:
             _copy(values_V[piece.offset - start :], piece)
         if is_exchanged:
-            runs = [values_V[one.offset - start :][: one.count] for one in sent_by_block[block]]
+            runs = [values_V[one.offset - start :][: one.length] for one in sent_by_block[block]]
             _exchange(runs, sent_by_block[block], received_by_block[block], processes)
 
 
@@ -147,7 +147,7 @@ def _by_block(rows: Iterable[Sequence[_Piece]], size: int) -> dict[int, list[_Pi
 
 
 def _cuts(piece: _Piece, size: int) -> Iterator[tuple[int, int]]:
-    first, end = piece.offset, piece.offset + piece.count
+    first, end = piece.offset, piece.offset + piece.length
     while first < end:
         last = min(end, (first // size + 1) * size)
         yield first, last
@@ -161,15 +161,15 @@ def _exchange(
     counts = [[0] * processes.world for _ in range(2)]
     for row, pieces in zip(counts, (sent, received), strict=True):
         for piece in pieces:
-            row[piece.peer] += piece.count
+            row[piece.peer] += piece.length
     own_V = torch.cat([torch.empty(0), *runs]).to(processes.device)
     values_V = processes.all_to_all(own_V, sent=counts[0], received=counts[1])
     place = 0
     for piece in received:
         _copy(values_V[place:], piece)
-        place += piece.count
+        place += piece.length
 
 
 def _copy(values_V: Tensor, piece: _Piece) -> None:
     assert piece.into_V is not None
-    piece.into_V.copy_(values_V[: piece.count])
+    piece.into_V.copy_(values_V[: piece.length])

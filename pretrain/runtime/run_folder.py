@@ -26,7 +26,7 @@ from kinemae.data_tools.command import log
 from kinemae.data_tools.config import to_yaml, with_defaults
 from kinemae.data_tools.files import Descriptor, atomic_write_text, commit_of_code, flock
 from kinemae.pretrain.folder_kinds import kind_of_config, kind_of_run
-from kinemae.pretrain.runtime.checkpoint_files import list_checkpoints
+from kinemae.pretrain.runtime.checkpoint_storage import RunInStore, storage_of
 from kinemae.pretrain.runtime.config_changes import ALLOWED_CHANGES, Change, find_changes, table_of
 from kinemae.pretrain.runtime.file_retries import retry_write
 from kinemae.pretrain.runtime.inputs import Input, compare_inputs, read_inputs, write_inputs
@@ -56,6 +56,10 @@ def check_run_dir(
     Raises:
         ValueError: the folder holds a run of another config, or something else; the message names the keys.
     """
+    if config.save_to is not None and (in_store := RunInStore(config.save_to)).exists():
+        # Also if the run folder is lost: checkpoints of another run would be loaded.
+        with in_store.copied() as folder:
+            _refuse_changes(folder, config, inputs, by_progress=by_progress, key=f"save_to {config.save_to}")
     if run_dir.exists() and not run_dir.is_dir():
         raise ValueError(f"run_dir {run_dir}: expected a folder, got a file; fix: choose another run_dir")
     stored_path = run_dir / "config.yaml"
@@ -71,21 +75,35 @@ def check_run_dir(
         raise ValueError(
             f"run_dir {run_dir}: expected {here}, got {stored or 'no run'}; fix: choose another run_dir"
         )
-    changes = _changes(run_dir, config, inputs)
-    if by_progress is not None:
-        done = max(list_checkpoints(run_dir / "checkpoints"), default=0)
-        changes = judge_length(changes, _stored(run_dir, config), done=done, by_progress=by_progress)
+    changes = _refuse_changes(run_dir, config, inputs, by_progress=by_progress, key=f"run_dir {run_dir}")
     for line in table_of(changes) if changes else ():
         log.info("%s", line)
+    return True
+
+
+def _refuse_changes(
+    folder: Path, config: Any, inputs: Sequence[Input], *, by_progress: Sequence[str] | None, key: str
+) -> list[Change]:
+    """The changes from the run whose config and inputs are in a folder.
+
+    Args:
+        key: the config key of the place, with its value, for the message.
+    """
+    changes = _changes(folder, config, inputs)
+    if by_progress is not None:
+        done = max(storage_of(Path(config.run_dir), config.save_to).complete(), default=0)
+        changes = judge_length(changes, _stored(folder, config), done=done, by_progress=by_progress)
     refused = [change for change in changes if not change.is_allowed]
     if refused:
+        for line in table_of(changes):
+            log.info("%s", line)
         named = "; ".join(_named(change) for change in refused[:_MOST_NAMED])
         named += f"; and {len(refused) - _MOST_NAMED} more" if len(refused) > _MOST_NAMED else ""
         raise ValueError(
-            f"run_dir {run_dir} holds a run of another config ({named}); fix: choose another run_dir, or "
+            f"{key} holds a run of another config ({named}); fix: choose another {key.split()[0]}, or "
             "restore these keys"
         )
-    return True
+    return changes
 
 
 def _named(change: Change) -> str:
@@ -98,9 +116,15 @@ def open_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> No
 
     Raises:
         DataError: the folder cannot be written.
-        Stuck: the same, but another attempt may succeed.
+        CheckpointError: `save_to` cannot be written.
+        Stuck: one of them cannot be written, but another attempt may succeed.
     """
+    in_store = None if config.save_to is None else RunInStore(config.save_to)
+    if in_store is not None and not (run_dir / "config.yaml").exists():
+        retry_write(partial(in_store.restore, run_dir), run_dir)
     retry_write(partial(_record_start, run_dir, config, inputs), run_dir)
+    if in_store is not None:
+        in_store.write(run_dir)
 
 
 def _record_start(run_dir: Path, config: Any, inputs: Sequence[Input]) -> None:

@@ -1,5 +1,6 @@
 """Config sections that pretraining and fine-tuning share."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -319,6 +320,7 @@ class RunConfig:
         run_dir: the run's folder; the same command again continues the run in it.
         seed: of weights, order of clips, crops, masks, noise and drop path.
         save_every_steps: optimizer steps between checkpoints.
+        save_to: prefix in S3 for the checkpoints, such as s3://bucket/runs/a; null for `RUN/checkpoints`.
         keep_checkpoints: number of newest checkpoints to keep.
         keep_every_steps: also keep checkpoints at multiples of this; 0 for none.
         save_in_background: whether training continues while a checkpoint is written; needs host memory for a
@@ -328,6 +330,7 @@ class RunConfig:
     run_dir: str = MISSING
     seed: int = 0
     save_every_steps: int = 1000
+    save_to: str | None = None
     keep_checkpoints: int = 2
     keep_every_steps: int = 0
     save_in_background: bool = True
@@ -343,6 +346,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(self.run_dir != "", "run_dir", "name a folder", self.run_dir)
+        is_on_s3 = self.save_to is None or re.match(r"s3://[^/]+/.", self.save_to) is not None
+        require(is_on_s3, "save_to", "be null or s3://bucket/prefix", self.save_to)
         require(self.save_every_steps >= 1, "save_every_steps", "be at least 1", self.save_every_steps)
         require(self.keep_checkpoints >= 1, "keep_checkpoints", "be at least 1", self.keep_checkpoints)
         is_saved = self.keep_every_steps >= 0 and self.keep_every_steps % self.save_every_steps == 0
