@@ -288,18 +288,19 @@ class Checkpoints:
             )
         return RunState()
 
-    def _candidates(self, before: int | None) -> dict[int, Any]:
-        """Checkpoints by step, newest first."""
+    def _candidates(self, before: int | None) -> dict[int, str]:
+        """Names of the checkpoints by step, newest first."""
         self._storage.remove_leftovers()
         steps = self._storage.complete()
-        return {step: steps[step] for step in reversed(steps) if before is None or step <= before}
+        return {step: steps[step].name for step in reversed(steps) if before is None or step <= before}
 
     def _load_first_intact(
-        self, engine: Checkpointable, steps: dict[int, Any]
+        self, engine: Checkpointable, steps: dict[int, str]
     ) -> tuple[RunState | None, list[str]]:
         """Load the first intact checkpoint of `steps`; also return the damage of those before it."""
         damaged: list[str] = []
-        for step, folder in steps.items():
+        for step, name in steps.items():
+            folder = self.folder / name
             try:
                 reader = CheckpointReader(self._storage, folder, self._processes)
                 files.check_shapes(folder, reader.metadata.shapes, engine.shapes())
