@@ -1,7 +1,7 @@
 """Simulate saves and loads of checkpoints on many ranks: CPU seconds, bytes and opened files.
 
-    python -m tests.benchmarks.checkpoint_world                    # base, 64, 256 and 1,024 ranks: 10 minutes
-    python -m tests.benchmarks.checkpoint_world --size giant --worlds 64 256    # 13 GB on the disk
+    python -m tests.benchmarks.checkpoint_world --folder /dev/shm       # base: 64, 256 and 1,024 ranks
+    python -m tests.benchmarks.checkpoint_world --size small --worlds 8
 
 Every rank is a thread, and one runs at a time. Shards have the shapes of a model without its values: all
 ranks share one buffer, so that the memory of a single shard is enough. Collectives cost no time; only the
