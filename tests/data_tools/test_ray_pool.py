@@ -61,9 +61,12 @@ class RayCluster:
 def running() -> Iterator[RayCluster]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     folder = tempfile.mkdtemp(prefix="ray-")  # short: it holds sockets
+    os.environ["RAY_TMPDIR"] = folder
+    Path(folder, "ray").mkdir()  # for the address of the cluster; Ray does not create it
     cluster = RayCluster(folder)
     yield cluster
     cluster.shutdown()
+    del os.environ["RAY_TMPDIR"]
     shutil.rmtree(folder, ignore_errors=True)
 
 
