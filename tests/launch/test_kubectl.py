@@ -17,7 +17,6 @@ from kinemae.launch.k8s.command import job_manifests
 from kinemae.launch.k8s.kubectl import create_job
 from kinemae.launch.k8s.manifests import job_id
 from kinemae.launch.record import Record
-from tests.launch import fake_kubectl
 from tests.launch.test_k8s import DEMO, KINDS, SHIPPED
 
 JOB = "research/{}/kinemae-base"
@@ -59,7 +58,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     folder.mkdir()
     script = tmp_path / "bin" / "kubectl"
     script.parent.mkdir()
-    command = shlex.join([sys.executable, "-P", str(fake_kubectl.__file__), str(folder)])
+    command = shlex.join([sys.executable, "-P", str(Path(__file__).with_name("fake_kubectl.py")), str(folder)])
     script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
