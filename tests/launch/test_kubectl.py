@@ -58,7 +58,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     folder.mkdir()
     script = tmp_path / "bin" / "kubectl"
     script.parent.mkdir()
-    command = shlex.join([sys.executable, "-P", str(Path(__file__).with_name("fake_kubectl.py")), str(folder)])
+    command = shlex.join(
+        [sys.executable, "-P", str(Path(__file__).with_name("fake_kubectl.py")), str(folder)]
+    )
     script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")

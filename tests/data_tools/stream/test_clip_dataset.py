@@ -168,7 +168,10 @@ def test_columns_belong_to_the_clips_also_of_a_mixture(shards, synth_shards):
         ({"order": None}, "order must be a name, or a mapping with name and args, got None"),
         ({"order": "block"}, r"^order\.name: no order named 'block'"),
         ({"order": {"name": "blocks", "args": {"window": 1}}}, r"^order\.args\.window must be at least 2"),
-        ({"order": "blocks", "weight": "length"}, r"^order\.name must be random with a list of shards or a w"),
+        (
+            {"order": "blocks", "weight": "length"},
+            r"^order\.name must be random with a list of shards or a w",
+        ),
         ({"where": "nota > 1"}, "^where: expected columns of"),
         ({"weight": "nota"}, "^weight: expected columns of"),
         ({"workers": -1}, "workers must be at least 0, got -1"),
