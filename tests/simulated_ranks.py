@@ -64,7 +64,7 @@ class SimulatedProcesses(Processes):
     def barrier(self) -> None:
         self.shared.exchange(self.rank, None)
 
-    def largest(self, value: int) -> int:
+    def maximum(self, value: int) -> int:
         return max(self.shared.exchange(self.rank, value))
 
     def all_gather_object(self, value: Value) -> list[Value]:

@@ -116,14 +116,6 @@ class Processes:
         found = iter(map(tuple, values_V.view(-1, width).tolist()))
         return [list(islice(found, count)) for count in received]
 
-    def largest(self, value: int) -> int:
-        """The largest value of all processes."""
-        if self.world == 1:
-            return value
-        values = torch.tensor([value], device=self.device)
-        dist.all_reduce(values, dist.ReduceOp.MAX)
-        return int(values.item())
-
     def broadcast_object(self, value: Value) -> Value:
         """The first process's value, on every process."""
         box = [value]

@@ -78,12 +78,12 @@ def reshard(
         for peer, (rows, into) in enumerate(zip(answers, needed, strict=True))
     ]
     rank = processes.rank
-    is_exchanged = processes.largest(int(any(row for peer, row in enumerate(sent) if peer != rank))) > 0
+    is_exchanged = processes.maximum(int(any(row for peer, row in enumerate(sent) if peer != rank))) > 0
     size = max(1, exchanged_values // processes.world) if is_exchanged else exchanged_values
     blocks = -(-place_of.total // size)
     own, sent[rank], received[rank] = received[rank], [], []
     own_by_block, sent_by_block, received_by_block = (_by_block(one, size) for one in ([own], sent, received))
-    for block in range(processes.largest(blocks) if is_exchanged else blocks):
+    for block in range(processes.maximum(blocks) if is_exchanged else blocks):
         start = min(block * size, place_of.total)
         values_V = source.read_next(min(size, place_of.total - start))
         for piece in own_by_block[block]:
