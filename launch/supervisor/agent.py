@@ -127,13 +127,18 @@ class Agent:
 
     def _on_stopped(self, code: int) -> None:
         """Keep the code of a stop, after which all ranks end by themselves."""
-        if self._stop_code is None:
+        if self._stop_code is None and not self._failures:
             self._stop_code = code
         if self._deadline is None:
             self._deadline = time.monotonic() + self._arguments.stop_s
 
     def _on_failure(self, rank: Rank) -> None:
-        """Report a failure and end the other ranks; later failures may hold the cause of the first."""
+        """Report a failure and end the other ranks; later failures may hold the cause of the first.
+
+        After the first stopped rank, the others may only have lost their connection to it.
+        """
+        if self._stop_code in STOPPED:
+            return
         self._failures.append(rank.failure())
         emit("failed", **self._failures[-1])
         if self._deadline is None:

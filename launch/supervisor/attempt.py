@@ -195,7 +195,9 @@ class Attempt:
             agent.code = EXIT_CRASHED
             reason = f"its agent was killed by signal {-ended}" if ended < 0 else agent.last_error
             self._log(f"{agent.host} is lost: {reason or 'its agent ended without a message'}")
-        if not self._failures:
+        # Ranks that lost their connection to a stopped one are no failure of the run.
+        is_stop = agent.code in STOPPED and all(failure["is_victim"] for failure in self._failures)
+        if is_stop or not self._failures:
             self._fail(agent.code)
 
     def _fail(self, code: int) -> None:

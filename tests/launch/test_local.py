@@ -69,6 +69,12 @@ def test_of_failures_on_one_host_the_earliest_that_is_no_victim_is_the_cause(tmp
     assert read_record(Path(job.run_dir))["failure"]["rank"] == 2
 
 
+def test_a_process_that_lost_its_connection_to_a_stopped_one_is_no_failure(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "0:exit=143", "1:wait=1", "1:lose_peer=1")
+    code, output = run_launcher(job, "local", "processes=2", "max_restarts=0")
+    assert code == 143 and "failed" not in output
+
+
 def test_a_failure_of_victims_alone_names_the_earliest(tmp_path: Path) -> None:
     job = make_job(tmp_path, "0:wait=0.5", "lose_peer=1", "wait=600")
     code, output = run_launcher(job, "local", "processes=2", "max_restarts=0")
