@@ -35,6 +35,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("nightly") and not IS_NIGHTLY:
+            item.add_marker(pytest.mark.skip(reason="part of make test-nightly"))
     if "PYTEST_XDIST_WORKER" in os.environ:
         begin_with_the_longest_files(items)
 

@@ -94,6 +94,7 @@ def board(work, tree=None, folds=None):
     return made
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_method_of_the_file_runs_at_equal_flops(tmp_path):
     found = board(tmp_path)

@@ -58,6 +58,7 @@ def survive(scene: Scene, undisturbed: Path, *, seed: int, seconds: float) -> No
         scene.close()
 
 
+@pytest.mark.nightly
 def test_a_run_on_this_machine_survives(seed: int, undisturbed: Path, tmp_path: Path, repo: Path) -> None:
     scene = local_scene(tmp_path / "local", undisturbed.parent / "chaos.yaml", repo)
     survive(scene, undisturbed, seed=seed, seconds=LOCAL_S)

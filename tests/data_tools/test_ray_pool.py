@@ -22,12 +22,10 @@ from kinemae.data_tools.indexing.command import LOG_NAME
 from kinemae.data_tools.pool import CRASHED, imap, imap_unordered
 from tests.data_tools.test_pool import crash_on_three, fail, failed_why, square
 from tests.faulty_server import FaultyServer, faulty_server
-from tests.seeds import IS_NIGHTLY
 from tests.sharding import video_bytes
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
-nightly = pytest.mark.skipif(not IS_NIGHTLY, reason="part of make test-nightly, to save time")
 
 
 class RayCluster:
@@ -107,7 +105,7 @@ def written(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@nightly
+@pytest.mark.nightly
 def test_an_index_made_while_a_node_is_killed_equals_a_local_one(
     cluster: RayCluster, synth_shards: Path, tmp_path: Path
 ):
@@ -137,7 +135,7 @@ def kill_second_when_both_read(cluster: RayCluster, server: FaultyServer) -> Non
     cluster.kill_second()
 
 
-@nightly
+@pytest.mark.nightly
 def test_verify_and_report_equal_local_ones(
     cluster: RayCluster, synth_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -181,7 +179,7 @@ def kill_second_after_a_part(cluster: RayCluster, parts: Path) -> None:
     cluster.kill_second()
 
 
-@nightly
+@pytest.mark.nightly
 def test_a_lost_head_is_an_error_and_finished_results_are_kept(
     cluster: RayCluster, synth_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

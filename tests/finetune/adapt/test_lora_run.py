@@ -78,6 +78,7 @@ def test_a_resumed_run_equals_the_unbroken_one(lora_run, common, encoder, tmp_pa
     assert all(torch.equal(own[name], value) for name, value in kept.items())
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_two_processes_at_zero_3_train_as_one(lora_run, common, encoder, tmp_path):  # noqa: F811
     settings = [*LORA, f"encoder={encoder}", f"run_dir={tmp_path / 'two'}", "engine.zero_stage=3"]

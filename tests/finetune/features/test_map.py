@@ -63,6 +63,7 @@ def test_pca_equals_scikit_learn(shape):
     assert axes[0] == f"component 1: {share:.1f} % of variance"
 
 
+@pytest.mark.nightly
 def test_a_single_row_is_in_the_middle_of_a_map_and_too_few_for_umap(tmp_path, capsys):
     key = "<script>alert(1)</script>.mp4"
     np.savez(tmp_path / "x.npz", features=np.ones((1, 4)), key=np.array([key]))

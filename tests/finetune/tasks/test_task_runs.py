@@ -100,6 +100,7 @@ def test_the_model_folder_alone_has_the_score_of_its_run(run, arguments):
     assert alone["tokens"] == result["tokens"] and alone["views"] == result["views"]
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_two_processes_at_zero_3_equal_one(run, arguments, tmp_path):
     run_dir, result = run

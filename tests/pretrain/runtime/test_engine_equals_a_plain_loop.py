@@ -100,7 +100,10 @@ DEEPSPEED = with_a_launcher(
             id="two processes, ZeRO 3, 2 accumulated",
         ),
         pytest.param(
-            DEEPSPEED, ["engine.zero_stage=2", "batch.clips_per_device=1"], id="deepspeed 2, ZeRO 2"
+            DEEPSPEED,
+            ["engine.zero_stage=2", "batch.clips_per_device=1"],
+            id="deepspeed 2, ZeRO 2",
+            marks=pytest.mark.nightly,
         ),
     ],
 )
