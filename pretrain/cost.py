@@ -164,6 +164,13 @@ def _precision(config: PretrainConfig) -> str:
     return "fp32" if config.engine.device == "cpu" else "bf16"
 
 
+def _grad_reduce_dtype(config: PretrainConfig) -> str:
+    """The dtype of the gradient reduction to assume, as for `_precision`."""
+    if config.engine.grad_reduce_dtype != "auto":
+        return config.engine.grad_reduce_dtype
+    return "fp32" if config.engine.device == "cpu" else _precision(config)
+
+
 def _run(config: PretrainConfig) -> dict[str, Any]:
     """The config values that a plan uses."""
     clip = config.clip
@@ -179,7 +186,7 @@ def _run(config: PretrainConfig) -> dict[str, Any]:
         "precision": _precision(config),
         "bucket_mb": config.engine.bucket_mb,
         "recomputes": config.engine.activation_checkpointing,
-        "grad_reduce_dtype": config.engine.grad_reduce_dtype,
+        "grad_reduce_dtype": _grad_reduce_dtype(config),
         "save_every_steps": config.save_every_steps,
         "keep_checkpoints": config.keep_checkpoints,
         "frames": clip.frames,

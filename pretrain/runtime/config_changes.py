@@ -22,6 +22,7 @@ ALLOWED_CHANGES = {
     "engine.cpu_threads": "speed; sums are rounded differently",
     "engine.device": "speed; sums are rounded differently",
     "engine.bucket_mb": "speed and memory; sums are rounded differently",
+    "engine.overlap_comm": "speed and memory",
     "engine.zero_stage": "speed and memory; sums are rounded differently",
     "engine.activation_checkpointing": "speed and memory",
     "engine.compile": "speed; sums are rounded differently",

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.packages import TRAINING, require_packages
 from kinemae.data_tools.stream.order import BatchPlan
+from kinemae.pretrain.runtime.gradient_exchange import GradientExchange
 from kinemae.pretrain.runtime.optimizer import Rates, build_optimizer, set_rates
 from kinemae.pretrain.runtime.processes import Processes, init_process_group
-from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig, precision_on
+from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig, grad_reduce_dtype_on, precision_on
 from kinemae.pretrain.runtime.sharded_state import STATE_OF_STAGE, FullyShardedState
 from kinemae.pretrain.runtime.tensor_shards import (
     FillShards,
@@ -31,6 +32,7 @@ from kinemae.pretrain.runtime.tensor_shards import (
 # them. DeepSpeed's default.
 KEPT_GATHERED = 100_000
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _CPU_COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -136,15 +138,21 @@ class Engine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=trained.to(processes.device),
             optimizer=build_optimizer(groups, optim),
-            config=_deepspeed_config(optim, engine, plan, precision=precision),
+            config=_deepspeed_config(optim, engine, plan, device=processes.device),
         )
         for child in trained.modules():  # a moving average contains the model
             if isinstance(child, GlobalBatchModule):
                 child.total = processes.total
-        self._bucket_values = _bucket_values(engine)
         if self._stage == 0:
             # After its backward pass DeepSpeed would exchange all gradients at once, at any bucket size.
             self._engine.enable_backward_allreduce = False
+            self._exchange = GradientExchange(
+                [parameter for parameter in trained.parameters() if parameter.requires_grad],
+                processes,
+                bucket_values=_bucket_values(engine),
+                dtype=_DTYPES[grad_reduce_dtype_on(engine, processes.device)],
+                overlaps=engine.overlap_comm,
+            )
         self._state = STATE_OF_STAGE[self._stage](trained, self._optimizer, processes)
         self._hook = trained if isinstance(trained, PostStepHook) else None
         self._has_frozen = any(not parameter.requires_grad for parameter in trained.parameters())
@@ -154,6 +162,8 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients; the loss is the mean over this process's micro-batch."""
+        if self._stage == 0:
+            self._exchange.before_backward(is_last=self._engine.is_gradient_accumulation_boundary())
         self._engine.backward(loss)
 
     def step(self, rates: Rates) -> float | Tensor:
@@ -175,7 +185,7 @@ class Engine:
     def _step_without_zero(self) -> Tensor:
         # DeepSpeed neither reports the norm at stage 0 nor keeps NaN out of the weights: both are done here.
         # Fused AdamW reads `found_inf` on the device and keeps weights and moments unchanged: no host sync.
-        self._engine.allreduce_gradients(bucket_size=self._bucket_values)
+        self._exchange.finish()
         parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm or float("inf"), foreach=True)
         self._optimizer.found_inf = (~torch.isfinite(norm)).float()
@@ -286,11 +296,12 @@ def _bucket_values(engine: EngineConfig) -> int:
 
 
 def _deepspeed_config(
-    optim: OptimConfig, engine: EngineConfig, plan: BatchPlan, *, precision: str
+    optim: OptimConfig, engine: EngineConfig, plan: BatchPlan, *, device: torch.device
 ) -> dict[str, Any]:
     bucket = _bucket_values(engine)
+    precision, grad_reduce_dtype = precision_on(engine, device), grad_reduce_dtype_on(engine, device)
     autocast: dict[str, Any] = {"enabled": precision == "bf16", "dtype": "bfloat16"}
-    if engine.grad_reduce_dtype == "fp32":
+    if grad_reduce_dtype == "fp32":
         # Otherwise DeepSpeed reduces the gradients of linear layers in the autocast dtype.
         autocast["lower_precision_safe_modules"] = []
     return {
@@ -300,11 +311,12 @@ def _deepspeed_config(
         "gradient_clipping": optim.clip_norm if engine.zero_stage > 0 else 0.0,
         "steps_per_print": None,
         "zero_allow_untested_optimizer": True,
-        "communication_data_type": engine.grad_reduce_dtype,
+        "communication_data_type": grad_reduce_dtype,
         "zero_optimization": {
             "stage": engine.zero_stage,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
+            "overlap_comm": engine.overlap_comm,
             "stage3_param_persistence_threshold": KEPT_GATHERED,
         },
         "torch_autocast": autocast,

@@ -186,7 +186,9 @@ class EngineConfig:
         precision: "bf16" for mixed precision (fp32 weights, bf16 autocast), "fp32", or "auto": bf16 on CUDA
             devices that support it, fp32 elsewhere.
         device: "auto" uses CUDA if it is available.
-        grad_reduce_dtype: "fp32", or "bf16" to reduce gradients in half the bytes, with 8 bits of mantissa.
+        grad_reduce_dtype: "fp32", or "bf16" to reduce gradients in half the bytes, with 8 bits of mantissa;
+            "auto": bf16 for bf16 runs on CUDA, fp32 elsewhere.
+        overlap_comm: exchange gradients during the backward pass.
         bucket_mb: size of the gradient buckets, counted in float32.
         activation_checkpointing: keep only each block's input and recompute the rest in the backward pass:
             equal results, less memory, a third more compute.
@@ -198,8 +200,9 @@ class EngineConfig:
     zero_stage: int = 0
     precision: str = "auto"
     device: str = "auto"
-    grad_reduce_dtype: str = "fp32"
-    bucket_mb: int = 200
+    grad_reduce_dtype: str = "auto"
+    overlap_comm: bool = True
+    bucket_mb: int = 50
     activation_checkpointing: bool = False
     compile: bool = False
     cpu_threads: int = 0
@@ -209,8 +212,8 @@ class EngineConfig:
         is_known = self.precision in ("auto", "fp32", "bf16")
         require(is_known, "engine.precision", "be auto, fp32 or bf16", self.precision)
         require(self.device in ("auto", "cpu", "cuda"), "engine.device", "be auto, cpu or cuda", self.device)
-        is_known = self.grad_reduce_dtype in ("fp32", "bf16")
-        require(is_known, "engine.grad_reduce_dtype", "be fp32 or bf16", self.grad_reduce_dtype)
+        is_known = self.grad_reduce_dtype in ("auto", "fp32", "bf16")
+        require(is_known, "engine.grad_reduce_dtype", "be auto, fp32 or bf16", self.grad_reduce_dtype)
         can_compile = not self.compile or self.zero_stage < 3
         why = "be false at engine.zero_stage=3, which gathers weights inside a block"
         require(can_compile, "engine.compile", why, self.compile)
@@ -224,6 +227,13 @@ def precision_on(engine: EngineConfig, device: torch.device) -> str:
         return engine.precision
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if has_bf16 else "fp32"
+
+
+def grad_reduce_dtype_on(engine: EngineConfig, device: torch.device) -> str:
+    """The dtype of the gradient reduction on a device: "fp32" or "bf16"."""
+    if engine.grad_reduce_dtype != "auto":
+        return engine.grad_reduce_dtype
+    return precision_on(engine, device) if device.type == "cuda" else "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
     RANK=.. WORLD_SIZE=.. python -m tests.pretrain.runtime.step_job STAGE BUCKET_MB
 
-Rank 0 prints a JSON: for each step the device synchronizations and the sizes of the all-reduces.
+Rank 0 prints a JSON: for each step the device synchronizations, the sizes of the all-reduces, and how many of
+them began before the last backward pass ended.
 """
 
 import json
@@ -71,10 +72,13 @@ def main() -> None:
     for _ in range(STEPS):
         synchronized.clear()
         reduced.clear()
+        overlapped = []
         for _ in range(ACCUMULATION):
             engine.backward(engine(torch.randn(2, WIDTH))["loss"].mean())
+            overlapped.append(len(reduced))
             engine.step(Rates(1e-3))
-        steps.append({"synchronized": len(synchronized), "reduced": list(reduced)})
+        counts = {"synchronized": len(synchronized), "overlapped": overlapped}
+        steps.append({**counts, "reduced": list(reduced)})
     if processes.is_first:
         sys.stdout.write(json.dumps(steps))
     destroy_process_group()

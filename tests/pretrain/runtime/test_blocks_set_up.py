@@ -100,7 +100,7 @@ def test_unsupported_compilation_is_refused(
     ("arguments", "message"),
     [
         ({"zero_stage": 4}, "engine.zero_stage must be 0, 1, 2 or 3, got 4"),
-        ({"grad_reduce_dtype": "fp16"}, "engine.grad_reduce_dtype must be fp32 or bf16, got 'fp16'"),
+        ({"grad_reduce_dtype": "fp16"}, "engine.grad_reduce_dtype must be auto, fp32 or bf16, got 'fp16'"),
     ],
 )
 def test_a_wrong_value_is_refused(arguments: dict[str, object], message: str) -> None:

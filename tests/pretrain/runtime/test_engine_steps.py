@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.pretrain.runtime.step_job import GRADIENTS, STEPS, WIDTH
+from tests.pretrain.runtime.step_job import GRADIENTS, STEPS
 from tests.ranks import start_ranks
 
 
@@ -26,10 +26,19 @@ def test_no_step_synchronizes_the_device_at_stage_1() -> None:
 
 
 @pytest.mark.processes
-def test_no_step_synchronizes_the_device_at_stage_0_and_buckets_have_the_configured_size() -> None:
+def test_stage_0_sends_buckets_of_the_configured_size_during_the_last_backward_pass() -> None:
     for step in measured(2, 0, 1):
         assert step["synchronized"] == 0
         exchanged = [size for size in step["reduced"] if size > 1]
         assert sum(exchanged) == GRADIENTS
-        # A bucket is full with the first gradient that makes it larger than a quarter of a million values.
-        assert len(exchanged) == 5 and max(exchanged) < 250_000 + WIDTH * WIDTH
+        # Two of the twelve weights fit into a quarter of a million values.
+        assert len(exchanged) == 6 and max(exchanged) < 250_000
+        assert step["overlapped"] == [0, 6]
+
+
+@pytest.mark.processes
+def test_stage_1_exchanges_during_the_last_backward_pass() -> None:
+    for step in measured(2, 1, 1):
+        assert step["synchronized"] == 0
+        first, last = step["overlapped"]
+        assert first == 0 and last >= 4, step
