@@ -27,7 +27,7 @@ from kinemae.pretrain.runtime.config_changes import ALLOWED_CHANGES
 REPO = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md")])
 SHARED = (  # docs/finetuning.md refers to the other page
-    "batch.", "augment.", "engine.", "log.", "optim.", "timeouts.", "loss_guard.",
+    "batch.", "augment.", "engine.", "log.", "profile.", "optim.", "timeouts.", "loss_guard.",
 )  # fmt: skip
 
 

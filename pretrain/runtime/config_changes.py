@@ -42,6 +42,7 @@ ALLOWED_CHANGES = {
     "timeouts": "time limits",
     "evaluate": "how the result is scored",
     "log": "output",
+    "profile": "output",
     "report": "output",
     "pictures": "output",
     "monitor": "output",

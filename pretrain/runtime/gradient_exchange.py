@@ -1,9 +1,8 @@
 """The gradients at ZeRO 0: averaged over all processes in buckets, during the backward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from kinemae.pretrain.runtime.processes import Processes
@@ -70,7 +69,7 @@ class GradientExchange:
             self._send_next()
 
     def _send_next(self) -> None:
-        self._buckets[self._sent].send(self._dtype)
+        self._buckets[self._sent].send(self._dtype, self._processes)
         self._sent += 1
 
 
@@ -85,7 +84,7 @@ class _Bucket:
         self.parameters = parameters
         self._values_V = torch.zeros(0)
         self._sent_V = self._values_V
-        self._work: dist.Work | None = None
+        self._wait: Callable[[], object] | None = None
         self._missing = 0
 
     @property
@@ -108,16 +107,16 @@ class _Bucket:
         """Count a gradient of this backward pass."""
         self._missing -= 1
 
-    def send(self, dtype: torch.dtype) -> None:
+    def send(self, dtype: torch.dtype, processes: Processes) -> None:
         """Begin the exchange."""
         self._sent_V = self._values_V.to(dtype)
-        self._work = dist.all_reduce(self._sent_V, async_op=True)
+        self._wait = processes.begin_sum(self._sent_V)
 
     def receive(self, world: int) -> None:
-        """Wait for the exchange; on CUDA only the stream waits."""
-        assert self._work is not None
-        self._work.wait()
-        self._work = None
+        """Wait for the exchange."""
+        assert self._wait is not None
+        self._wait()
+        self._wait = None
         if self._sent_V is not self._values_V:
             self._values_V.copy_(self._sent_V)
         self._values_V.mul_(1 / world)

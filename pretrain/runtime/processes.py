@@ -45,6 +45,15 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def begin_sum(self, values: Tensor) -> Callable[[], object]:
+        """Begin to replace a tensor with its sum over processes.
+
+        Returns:
+            Waits for the sum; on CUDA only the stream waits.
+        """
+        wait: Callable[[], object] = dist.all_reduce(values, async_op=True).wait
+        return wait
+
     def maximum(self, value: int) -> int:
         """The largest value of all processes."""
         if self.world == 1:

@@ -13,6 +13,8 @@ from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.stream.loader import READ_AHEAD, AugmentConfig
 
+_MOST_TRACED = 100  # steps of a trace; larger ones cannot be opened
+
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
@@ -253,6 +255,23 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """A trace for Perfetto, see `profiling.py`.
+
+    Attributes:
+        steps: the first step to record, and the step after the last one; null for no trace.
+    """
+
+    steps: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        steps = self.steps
+        is_range = steps is None or (len(steps) == 2 and 0 <= steps[0] < steps[1] <= steps[0] + _MOST_TRACED)
+        expected = f"be null or [A, B] with 0 <= A < B, at most {_MOST_TRACED} steps"
+        require(is_range, "profile.steps", expected, steps)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimeoutsConfig:
     """Time limits of a run.
 
@@ -351,6 +370,7 @@ class RunConfig:
     ema: EmaConfig = field(default_factory=EmaConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     loss_guard: LossGuardConfig = field(default_factory=LossGuardConfig)
 

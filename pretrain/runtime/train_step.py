@@ -27,6 +27,7 @@ from kinemae.pretrain.runtime.engine import Engine
 from kinemae.pretrain.runtime.jsonl_log import JsonlWriter, drop_lines_from
 from kinemae.pretrain.runtime.optimizer import Rates, rates_at
 from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.profiling import StepProfiler
 from kinemae.pretrain.runtime.settings import RunConfig
 from kinemae.pretrain.runtime.stragglers import LocalTime
 from kinemae.pretrain.runtime.watchdog import Watchdog
@@ -67,6 +68,7 @@ class TrainStep:
         self._step_tars: set[int] = set()
         self._omitted = frozenset(state.omitted)
         self._sample_log = SampleLog(config, processes, state.step)
+        self._profiler = StepProfiler(config.profile, config.run_dir, processes)
         self._batches = training_loader(
             resumed(clips, state.tars),
             plan,
@@ -98,12 +100,13 @@ class TrainStep:
         if rates.weight_decay is not None:
             head["weight_decay"] = rates.weight_decay
         norm: float | Tensor
-        if step in self._omitted:
-            head["omitted"] = True
-            norm = self._forward_only(step)
-        else:
-            norm = self._update(step, rates)
-            self._engine.after_update((step + 1) / self._steps)
+        with self._profiler.step(step):
+            if step in self._omitted:
+                head["omitted"] = True
+                norm = self._forward_only(step)
+            else:
+                norm = self._update(step, rates)
+                self._engine.after_update((step + 1) / self._steps)
         self.metrics.end_step(head, norm, clips=self._plan.global_clips)
         self.tars_done |= self._step_tars
         self._step_tars.clear()
@@ -113,6 +116,7 @@ class TrainStep:
         self._watchdog.reading = lambda: ()
         self._batches = iter(())
         self._sample_log.close()
+        self._profiler.close()
 
     def _update(self, step: int, rates: Rates) -> float | Tensor:
         norm: float | Tensor = 0.0
