@@ -23,6 +23,7 @@ OWNERS = {
     "braceexpand": {"data_tools/indexing/shard_list.py"},
     "pyarrow": {
         "data_tools/conditions.py",
+        "data_tools/curation/duplicates.py",
         "data_tools/editing/compact.py",
         "data_tools/editing/merge.py",
         "data_tools/editing/rewrite.py",

@@ -12,18 +12,24 @@ import argparse
 import json
 import shlex
 import sys
+import tempfile
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from kinemae.data_tools.command import log, writing_to
 from kinemae.data_tools.config import load_config, require
+from kinemae.data_tools.curation.frame_stats import HASH_BITS
 from kinemae.data_tools.curation.near_duplicates import (
     MAX_BITS,
+    Arrays,
     distances,
     near_duplicate_groups,
     read_hashes,
@@ -56,17 +62,27 @@ class DuplicatesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Hashes:
-    """The hashes of several data sets.
+    """The hashes of several data sets, one after the other.
 
     Attributes:
+        words_NX: see `read_hashes`.
         set_N, position_N: number of the data set and position in it.
-        rank_N: place in the order in which samples are kept.
+        split_N: place of the split in the order in which samples are kept.
+        pixels_N, bytes_N: of a frame, and of the video.
     """
 
     words_NX: np.ndarray
     set_N: np.ndarray
     position_N: np.ndarray
-    rank_N: np.ndarray
+    split_N: np.ndarray
+    pixels_N: np.ndarray
+    bytes_N: np.ndarray
+
+    def ranked(self, row_K: np.ndarray) -> np.ndarray:
+        """Ascending rows in the order in which they are kept."""
+        keys = -self.bytes_N[row_K], -self.pixels_N[row_K], self.split_N[row_K]
+        ranked_K: np.ndarray = row_K[np.lexsort(keys)]
+        return ranked_K
 
 
 def run_duplicates(arguments: argparse.Namespace) -> None:
@@ -76,10 +92,8 @@ def run_duplicates(arguments: argparse.Namespace) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"OUT {out}: expected a new folder, got an existing one; fix: choose another OUT")
     sets = open_data_sets(location(arguments.shards), check_shards=False)
-    groups = find_duplicates(sets, config)
-    with writing_to(out):
-        out.mkdir(parents=True, exist_ok=True)
-        count, removed = _write(out, groups, sets)
+    with writing_to(out), _scratch(out) as scratch:
+        count, removed = _write(out, find_duplicates(sets, config, Arrays(scratch)), sets)
     total = sum(map(len, sets.values()))
     log.info("%s: %d groups of near duplicates among %d samples", out, count, total)
     for name, keys in removed.items():
@@ -91,10 +105,20 @@ def run_duplicates(arguments: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps({"samples": total, "groups": count, "remove": removed}) + "\n")
 
 
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder for large arrays, next to OUT: the temporary folder of the system may be in memory."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        yield Path(folder)
+
+
 def _write(
-    out: Path, groups: Iterable[Mapping[str, Any]], splits: Iterable[str]
+    out: Path, groups: Iterator[Mapping[str, Any]], splits: Iterable[str]
 ) -> tuple[int, dict[str, int]]:
     """Write the groups and the keys one by one; return the numbers of groups and of keys of each split."""
+    first = next(groups, None)  # an error of the search leaves no OUT
+    out.mkdir(parents=True, exist_ok=True)
     count, removed = 0, dict.fromkeys(splits, 0)
     files = ["duplicates.jsonl", *map(_keys_name, removed)]
     with ExitStack() as stack:
@@ -102,7 +126,7 @@ def _write(
             stack.enter_context((out / f"{name}.partial").open("w", encoding="utf-8")) for name in files
         )
         keys_of = dict(zip(removed, keys, strict=True))
-        for count, group in enumerate(groups, start=1):  # noqa: B007 - used after the loop
+        for count, group in enumerate(chain([first] if first else [], groups), start=1):  # noqa: B007 - used after the loop
             lines.write(to_jsonl([group]))
             for entry in group["remove"]:
                 removed[entry["split"]] += 1
@@ -117,19 +141,27 @@ def _keys_name(split: str) -> str:
     return f"{split or 'keys'}.txt"
 
 
-def find_duplicates(sets: dict[str, ShardIndex], config: DuplicatesConfig) -> Iterator[dict[str, Any]]:
+def find_duplicates(
+    sets: dict[str, ShardIndex], config: DuplicatesConfig, arrays: Arrays | None = None
+) -> Iterator[dict[str, Any]]:
     """The groups of near duplicates, largest first.
+
+    Args:
+        arrays: makes the large arrays; None keeps them in memory.
 
     Raises:
         DataError: a data set has no hashes.
     """
-    hashes = gather_hashes(sets, max_blank_share=config.max_blank_share)
-    components = near_duplicate_groups(hashes.words_NX, config.bits)
-    found = [group for component in components for group in _kept(component, hashes, config.bits)]
-    found.sort(key=lambda group: -len(group[1]))
-    rows = np.fromiter((row for group in found for row in (group[0], *group[1].tolist())), np.int64)
-    entries = _Entries(sets, hashes, np.unique(rows))
-    for kept, others in found:
+    hashes = gather_hashes(sets, max_blank_share=config.max_blank_share, arrays=arrays)
+    kept_G, others_R, ends_G = array("q"), array("q"), array("q", [0])  # objects would take more memory
+    for component in near_duplicate_groups(hashes.words_NX, config.bits, arrays=arrays):
+        for kept, others in _kept(component, hashes, config.bits):
+            kept_G.append(kept)
+            others_R.extend(others.tolist())
+            ends_G.append(len(others_R))
+    entries = _Entries(sets, hashes, np.unique(np.concatenate([np.array(kept_G), np.array(others_R)])))
+    for group in np.argsort(-np.diff(ends_G), kind="stable").tolist():
+        kept, others = kept_G[group], np.array(others_R[ends_G[group] : ends_G[group + 1]])
         bits = distances(hashes.words_NX[kept], hashes.words_NX[others]).tolist()
         near = zip(others.tolist(), bits, strict=True)
         yield {
@@ -150,64 +182,83 @@ class _Entries:
         self._set_K = hashes.set_N[row_K]  # ascending, as the hashes are those of one set after the other
         position_K = hashes.position_N[row_K]
         self._texts = {
-            column: [
-                text
+            column: _joined_texts(
+                texts
                 for number, index in enumerate(sets.values())
-                for text in _texts_at(index, column, position_K[self._set_K == number])
-            ]
+                for texts in _texts_at(index, column, position_K[self._set_K == number])
+            )
             for column in ("key", "name")
         }
 
     def of(self, row: int) -> dict[str, Any]:
         """The entry of a row."""
         at = int(np.searchsorted(self._row_K, row))
-        key, name = (self._texts[column][at] for column in ("key", "name"))
+        key, name = (self._texts[column][at].as_py() for column in ("key", "name"))
         return {"key": key, "split": self._names[self._set_K[at]], "name": name}
 
 
-def _texts_at(index: ShardIndex, column: str, position_K: np.ndarray) -> Iterator[str]:
+def _texts_at(index: ShardIndex, column: str, position_K: np.ndarray) -> Iterator[pa.Array]:
     """Texts of a column at ascending positions."""
     begin = 0
     for batch in index.batches([column]):
         first, last = np.searchsorted(position_K, (begin, begin + len(batch)))
-        yield from batch.column(0).take(position_K[first:last] - begin).to_pylist()
+        if last > first:
+            yield batch.column(0).take(pa.array(position_K[first:last] - begin))
         begin += len(batch)
 
 
-def gather_hashes(sets: dict[str, ShardIndex], *, max_blank_share: float = MAX_BLANK_SHARE) -> Hashes:
+def _joined_texts(parts: Iterable[pa.Array]) -> pa.Array:
+    return pa.concat_arrays(
+        [pa.array([], pa.large_string()), *(part.cast(pa.large_string()) for part in parts)]
+    )
+
+
+def gather_hashes(
+    sets: dict[str, ShardIndex], *, max_blank_share: float = MAX_BLANK_SHARE, arrays: Arrays | None = None
+) -> Hashes:
     """The hashes of the samples of all data sets that are not blank.
 
     Raises:
         DataError: a data set has no hashes.
     """
-    words, numbers, positions, pixels, sizes, splits = [], [], [], [], [], []
+    arrays, samples = arrays or Arrays(), sum(map(len, sets.values()))
+    words_NX = arrays.empty((samples, HASH_BITS // 64), np.uint64)
+    set_N, split_N = (arrays.empty((samples,), np.int16) for _ in range(2))
+    position_N, pixels_N, bytes_N = (arrays.empty((samples,), np.int64) for _ in range(3))
+    count = 0
     for number, (name, index) in enumerate(sets.items()):
-        words_RX, position_R = read_hashes(index)
-        if "blank_share" in index.extra:
-            blank_R = index.column("blank_share")[position_R]
-            is_shown_R = ~(blank_R > max_blank_share)
-            words_RX, position_R = words_RX[is_shown_R], position_R[is_shown_R]
-        words.append(words_RX)
-        positions.append(position_R)
-        numbers.append(np.full(len(position_R), number, np.int32))
-        splits.append(np.full(len(position_R), _ORDER.index(name) if name in _ORDER else len(_ORDER)))
-        shape = (index.column(side)[position_R].astype(np.int64) for side in ("width", "height"))
-        pixels.append(np.multiply(*shape))
-        sizes.append(index.column("length")[position_R])
-    split_N, pixels_N, size_N = (np.concatenate(each) for each in (splits, pixels, sizes))
-    rank_N = np.empty(len(split_N), np.int64)
-    rank_N[np.lexsort((-size_N, -pixels_N, split_N))] = np.arange(len(split_N))
+        for words_RX, position_R in read_hashes(index):
+            if "blank_share" in index.extra and len(position_R):
+                blank_R = _values_at(index, "blank_share", position_R)
+                is_shown_R = ~(blank_R > max_blank_share)
+                words_RX, position_R = words_RX[is_shown_R], position_R[is_shown_R]
+            rows = slice(count, count + len(position_R))
+            words_NX[rows], position_N[rows], set_N[rows] = words_RX, position_R, number
+            split_N[rows] = _ORDER.index(name) if name in _ORDER else len(_ORDER)
+            if len(position_R):
+                sides = (_values_at(index, side, position_R) for side in ("width", "height"))
+                pixels_N[rows] = np.multiply(*sides)
+                bytes_N[rows] = _values_at(index, "length", position_R)
+            count = rows.stop
     return Hashes(
-        words_NX=np.concatenate(words),
-        set_N=np.concatenate(numbers),
-        position_N=np.concatenate(positions),
-        rank_N=rank_N,
+        words_NX=words_NX[:count],
+        set_N=set_N[:count],
+        position_N=position_N[:count],
+        split_N=split_N[:count],
+        pixels_N=pixels_N[:count],
+        bytes_N=bytes_N[:count],
     )
+
+
+def _values_at(index: ShardIndex, column: str, position_R: np.ndarray) -> np.ndarray:
+    """Numbers of a column at ascending positions that are near each other."""
+    first, last = int(position_R[0]), int(position_R[-1])
+    return index.column_range(column, first, last + 1)[position_R - first]
 
 
 def _kept(component: np.ndarray, hashes: Hashes, bits: int) -> Iterator[tuple[int, np.ndarray]]:
     """Kept samples of a component, each with the samples near it that are removed."""
-    rest = component[np.argsort(hashes.rank_N[component])]
+    rest = hashes.ranked(component)
     while len(rest) > 1:
         kept, rest = int(rest[0]), rest[1:]
         is_near = distances(hashes.words_NX[kept], hashes.words_NX[rest]) <= bits

@@ -93,7 +93,7 @@ def read_overview(index: ShardIndex, positions: Sequence[int]) -> tuple[Overview
         if not is_blank:
             every = luma_THW[:: TIMESTAMPS // STRIP_FRAMES].numpy()
             hashes.append(difference_hash([Image.fromarray(frame_HW) for frame_HW in every]))
-    groups = near_duplicate_groups(hash_words(hashes), _THRESHOLDS.near_duplicate_bits)
+    groups = [*near_duplicate_groups(hash_words(hashes), _THRESHOLDS.near_duplicate_bits)]
     readable = max(len(grey), 1)
     overview = Overview(
         videos=len(positions),

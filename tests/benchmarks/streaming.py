@@ -13,12 +13,13 @@ The peers run in a virtual environment of their own, which is no dependency of t
 A server process serves a folder by HTTP and S3 with a latency before each answer and a bandwidth of all
 connections together. All readers read the same clips: H.264 of 10 s at 256x340 with a key frame every
 30 frames, as tars (ours, webdataset), MDS shards and litdata chunks of `--block-mb` each. They decode 16
-frames at stride 4 on one thread, without loader processes: with our code, or with torchcodec and torchvision
-where the name says so. Columns:
+frames at stride 4 on one thread, with equal random starts, crops and flips, without loader processes: with
+our code, or with torchcodec and torchvision where the name says so. Columns:
 
     clips/s        wall time after the first batch of 8
     of local       the same reader's rate on the local disk; peers: the rate of the first row on it
-    CPU ms         CPU time of the reader's process per clip after the first batch, decoding included
+    CPU ms         CPU time of the reader's process per clip, decoding included, from the first batch to half
+                   of the clips; `--clips` must be above twice the samples that a reader reads ahead
     first batch    seconds from the constructor of the loader to its first batch
     requests, kB   sent to the server and read from it, per clip
     exact          whether each clip came once

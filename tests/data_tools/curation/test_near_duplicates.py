@@ -1,6 +1,8 @@
 """The search finds all near duplicates, and the command lists the samples to remove."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from kinemae.data_tools.__main__ import main
 from kinemae.data_tools.curation.duplicates import DuplicatesConfig, find_duplicates
 from kinemae.data_tools.curation.frame_stats import HASH_BITS
-from kinemae.data_tools.curation.near_duplicates import near_duplicate_groups, read_hashes
+from kinemae.data_tools.curation.near_duplicates import Arrays, near_duplicate_groups, read_hashes
 from kinemae.data_tools.encoding.encode import EncodeConfig
 from kinemae.data_tools.index import Sample, Shard, open_data_sets, open_index, write_index
 from kinemae.data_tools.storage.location import location
@@ -52,7 +54,7 @@ def test_many_equal_hashes_are_one_group() -> None:
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_hashes_have_no_groups(count: int) -> None:
-    assert near_duplicate_groups(np.zeros((count, 4), np.uint64), 16) == []
+    assert [*near_duplicate_groups(np.zeros((count, 4), np.uint64), 16)] == []
 
 
 def data_set(folder: Path, hashes: dict[str, int | None], *, width: int = 16) -> Path:
@@ -81,7 +83,7 @@ def test_held_out_and_larger_samples_are_kept_and_removed_ones_are_near_them(tmp
 
 def test_samples_without_a_hash_are_left_out(tmp_path: Path) -> None:
     index = open_index(data_set(tmp_path / "train", {"a": 1, "b": None, "c": 1 << 255}))
-    words_RX, position_R = read_hashes(index)
+    [(words_RX, position_R)] = read_hashes(index)
     assert position_R.tolist() == [0, 2]
     assert words_RX.tobytes().hex() == f"{1:064x}{1 << 255:064x}"
 
@@ -111,3 +113,29 @@ def test_a_data_set_without_hashes_is_an_error(tmp_path: Path, capfd: pytest.Cap
         "expected the column phash, got none; fix: make the data set with curate=true"
         in capfd.readouterr().err
     )
+
+
+def test_arrays_in_files_give_the_same_groups_and_stay_out_of_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = np.random.default_rng(0)
+    words_NX = chance.integers(0, 1 << 63, (6000, 4), dtype=np.uint64)
+    words_NX[3000:3100] = words_NX[:100] ^ np.uint64(7)
+    words_NX[5000:5100] = words_NX[:100]
+    monkeypatch.setattr("kinemae.data_tools.curation.near_duplicates._HASHES_AT_ONCE", 512)
+    in_files = near_duplicate_groups(words_NX, 16, arrays=Arrays(tmp_path))
+    expected = [[row, 3000 + row, 5000 + row] for row in range(100)]
+    assert sorted(group.tolist() for group in in_files) == expected
+
+
+def test_a_full_disk_ends_the_search_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    data_set(tmp_path / "train", {"a": 1, "b": 1})
+    assert main(["duplicates", str(tmp_path / "train"), str(tmp_path / "lists")]) == 3
+    assert "No space left on device" in capfd.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"train"}
