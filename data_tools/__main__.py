@@ -33,6 +33,14 @@ PROGRAM = Program(
             options=(_DRY_RUN, _JSON),
         ),
         Command(
+            name="list",
+            help="list the videos of a collection once, for the parts of `shard` on many machines",
+            example="kinemae data list s3_videos.csv videos.arrow validation_fraction=0.01",
+            run=lazy("kinemae.data_tools.sharding.list_command", "run_list"),
+            positionals=(("source", "as for `shard`"), ("out", "LIST.arrow, the file to write")),
+            options=(_JSON,),
+        ),
+        Command(
             name="index",
             help="make an index for an existing WebDataset, which is then read in place",
             example="kinemae data index 's3://bucket/train-{0000..0099}.tar' indexes label=cls",

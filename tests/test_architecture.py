@@ -32,6 +32,7 @@ OWNERS = {
         "data_tools/editing/sets.py",
         "data_tools/index.py",
         "data_tools/manifest/parquet_files.py",
+        "data_tools/sharding/video_list.py",
         "data_tools/index_schema.py",
         "data_tools/index_writer.py",
         "data_tools/leaks.py",

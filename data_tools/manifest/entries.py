@@ -23,7 +23,7 @@ _UNLABELLED_SPLITS = ("unlabelled", "test")
 _MAX_FOLDERS = 200  # to search for a missing file
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)  # there may be millions
 class Entry:
     """A video and its location in a list, such as "train.csv, line 7"."""
 

@@ -41,7 +41,7 @@ _LABELS = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)  # there may be millions
 class Row:
     """One row of a table: its location, and its cells by column without empty cells."""
 

@@ -30,7 +30,7 @@ _VIDEO = re.compile(rf"\.({'|'.join(sorted(VIDEO_EXTENSIONS))})\b", re.IGNORECAS
 _DELIMITERS = (",", ";", "\t", "|")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)  # there may be millions
 class CsvRow:
     """A row: its location, such as "list.csv, line 7", and its cells in order."""
 

@@ -30,7 +30,7 @@ _SPLIT_NAMES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)  # there may be millions
 class SourceVideo:
     """One video of a source: its file, its name relative to the source, and its metadata.
 

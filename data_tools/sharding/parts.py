@@ -3,8 +3,8 @@
     OUT/train/part-00003-of-00100-000000.tar ...   the shards of part 3
     OUT/parts/part-00003-of-00100/                 its other files: train/dataset.json, shard.json, ...
 
-Parts share nothing while they run; each lists the whole source. `kinemae data merge OUT/parts OUT` joins
-their indexes, see `kinemae.data_tools.editing.parts`.
+Parts share nothing while they run; each lists the whole source, or reads a list, see `video_list.py`.
+`kinemae data merge OUT/parts OUT` joins their indexes, see `kinemae.data_tools.editing.parts`.
 """
 
 import hashlib
@@ -37,8 +37,12 @@ class Part:
 
     def holds(self, name: str) -> bool:
         """Check whether the video of this name belongs to the part."""
-        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") % self.count == self.number
+        return name_hash(name) % self.count == self.number
+
+
+def name_hash(name: str) -> int:
+    """64 bits that assign a video to a part."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
 def parse_part(text: str) -> Part:

@@ -22,6 +22,7 @@ from kinemae.data_tools.sharding.detect_source import check_not_empty, detect_so
 from kinemae.data_tools.sharding.parts import Part, parse_part
 from kinemae.data_tools.sharding.sketches import sketches
 from kinemae.data_tools.sharding.splits import assign_splits, leaks, safe_keys
+from kinemae.data_tools.sharding.video_list import Listing, is_list, read_list
 from kinemae.data_tools.sources.base import Source
 from kinemae.data_tools.storage.location import Location
 
@@ -155,37 +156,85 @@ def make_plan(root: Location, settings: ShardConfig) -> Plan:
         ValueError: an unknown component, or a layout that cannot store these videos.
     """
     layout = build_component("kinemae.data_tools.layouts", settings.layout, Layout)
+    part = parse_part(settings.part) if settings.part else Part(0, 1)
+    if is_list(root):
+        listing = read_list(root, part)
+        settings = _with_list(settings, listing, root)
+        _check_layout(listing.videos, settings, layout)
+    else:
+        listing = list_collection(root, settings, layout).of_part(part)
+    return Plan(
+        settings=settings,
+        layout=layout,
+        manifest=Manifest(videos=tuple(listing.videos), ignored=listing.ignored),
+        keys=tuple(listing.keys),
+        splits=tuple(listing.splits),
+        classes=listing.classes,
+        columns=_columns(listing.columns, settings),
+        state={
+            "source": listing.source,
+            "config": _record(settings, layout) | listing.settings,
+            "manifest": listing.fingerprint,
+            "videos": len(listing.videos),
+            "sizes": _sum_of_sizes(listing.videos),
+        },
+    )
+
+
+def list_collection(root: Location, settings: ShardConfig, layout: Layout) -> Listing:
+    """List all videos of a collection, with their splits, classes and keys.
+
+    Raises:
+        DataError, ValueError: see `make_plan`.
+    """
     given = tuple(read_classes(settings.classes)) if settings.classes else ()
     source = _source(root, settings)
     manifest = build_component("kinemae.data_tools.sources", source, Source).list_videos(root)
     check_not_empty(root, manifest, source=source.name)
     if source.name == "folder":
         warn_of_one_class(root, manifest)
-    for video in manifest.videos:
-        layout.check(video, settings.segment_rules(video, layout))
-    classes = _classes(manifest, given, settings)
-    splits = _splits(manifest.videos, settings)
-    keys = safe_keys([video.name for video in manifest.videos])
-    part = parse_part(settings.part) if settings.part else Part(0, 1)
-    own = [number for number, video in enumerate(manifest.videos) if part.holds(video.name)]
-    chosen = replace(manifest, videos=tuple(manifest.videos[number] for number in own))
-    name = root.name if root.path is None else root.path.resolve().name
-    return Plan(
-        settings=settings,
-        layout=layout,
-        manifest=chosen,
-        keys=tuple(keys[number] for number in own),
-        splits=tuple(splits[number] for number in own),
-        classes=tuple(classes),
-        columns=_columns(manifest.videos, settings),
-        state={
-            "source": name,
-            "config": _record(settings, source, layout, given),
-            "manifest": _fingerprint(_metadata(video) for video in manifest.videos),
-            "videos": len(chosen.videos),
-            "sizes": _sum_of_sizes(chosen.videos),
-        },
+    videos = manifest.videos
+    _check_layout(videos, settings, layout)
+    types = {name: type(value) for video in videos for name, value in video.extra.items()}
+    _columns(types, settings)
+    of_list = {
+        "source": dataclasses.asdict(source) if settings.source else None,
+        "classes": list(given) or None,
+        **{name: getattr(settings, name) for name in ("validation_fraction", "seed")},
+    }
+    return Listing(
+        source=root.name if root.path is None else root.path.resolve().name,
+        settings=of_list,
+        classes=tuple(_classes(manifest, given, settings)),
+        columns=types,
+        fingerprint=_fingerprint(_metadata(video) for video in videos),
+        ignored=manifest.ignored,
+        total=len(videos),
+        videos=videos,
+        keys=safe_keys([video.name for video in videos]),
+        splits=_splits(videos, settings),
     )
+
+
+def _check_layout(videos: Iterable[SourceVideo], settings: ShardConfig, layout: Layout) -> None:
+    for video in videos:
+        layout.check(video, settings.segment_rules(video, layout))
+
+
+def _with_list(settings: ShardConfig, listing: Listing, root: Location) -> ShardConfig:
+    """The config with the keys of a list.
+
+    Raises:
+        ValueError: a key has another value than in the list, and not its default.
+    """
+    for name, default in (("source", None), ("classes", None), ("validation_fraction", 0.2), ("seed", 0)):
+        given = getattr(settings, name)
+        if given not in (default, listing.settings[name]):
+            raise ValueError(
+                f"{name}: expected no value, since SOURCE {root} is a list with {listing.settings[name]!r}, "
+                f"got {given!r}; fix: leave it out, or list the collection again with this value"
+            )
+    return replace(settings, **{name: listing.settings[name] for name in ("validation_fraction", "seed")})
 
 
 def _classes(manifest: Manifest, given: Sequence[str], settings: ShardConfig) -> list[str]:
@@ -195,13 +244,12 @@ def _classes(manifest: Manifest, given: Sequence[str], settings: ShardConfig) ->
     return class_list(labels, given or manifest.classes, origin=origin)
 
 
-def _record(settings: ShardConfig, source: Component, layout: Layout, given: Sequence[str]) -> dict[str, Any]:
+def _record(settings: ShardConfig, layout: Layout) -> dict[str, Any]:
     """The config without what does not change the result, with all arguments of the layout."""
     record = {name: value for name, value in dataclasses.asdict(settings).items() if name not in _NO_EFFECT}
     defaults = inspect.signature(type(layout)).parameters.items()
     record["layout"]["args"] = {name: each.default for name, each in defaults} | settings.layout.args
-    known_source = dataclasses.asdict(source) if settings.source else None
-    return record | {"classes": list(given) or None, "source": known_source}
+    return record
 
 
 def _splits(videos: Sequence[SourceVideo], settings: ShardConfig) -> list[str]:
@@ -235,13 +283,13 @@ def check_leaks(found: Sequence[str], settings: ShardConfig) -> None:
     log.warning("%s", message)
 
 
-def _columns(videos: Iterable[SourceVideo], settings: ShardConfig) -> dict[str, type]:
+def _columns(of_source: Mapping[str, type], settings: ShardConfig) -> dict[str, type]:
     """The columns of the source and of curation by name.
 
     Raises:
         ValueError: a name is used twice.
     """
-    types = {name: type(value) for video in videos for name, value in video.extra.items()}
+    types = dict(of_source)
     if settings.curate:
         taken = sorted(types.keys() & COLUMNS.keys())
         if taken:
@@ -265,8 +313,9 @@ def _source(root: Location, settings: ShardConfig) -> Component:
 
 def _metadata(video: SourceVideo) -> list[Any]:
     """All fields of a video except its location."""
-    fields = {**vars(video), "extra": dict(video.extra)}
-    return [fields[name] for name in sorted(fields) if name != "path"]
+    names = sorted(field.name for field in dataclasses.fields(video))
+    values = {name: getattr(video, name) for name in names if name != "path"}
+    return [dict(value) if name == "extra" else value for name, value in values.items()]
 
 
 def _sum_of_sizes(videos: Iterable[SourceVideo]) -> str:
