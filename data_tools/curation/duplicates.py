@@ -17,7 +17,6 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,9 @@ def run_duplicates(arguments: argparse.Namespace) -> None:
         raise ValueError(f"OUT {out}: expected a new folder, got an existing one; fix: choose another OUT")
     sets = open_data_sets(location(arguments.shards), check_shards=False)
     with writing_to(out), _scratch(out) as scratch:
-        count, removed = _write(out, find_duplicates(sets, config, Arrays(scratch)), sets)
+        lists = scratch / "lists"
+        count, removed = _write(lists, find_duplicates(sets, config, Arrays(scratch)), sets)
+        lists.replace(out)  # OUT is complete or absent
     total = sum(map(len, sets.values()))
     log.info("%s: %d groups of near duplicates among %d samples", out, count, total)
     for name, keys in removed.items():
@@ -114,26 +115,25 @@ def _scratch(out: Path) -> Iterator[Path]:
 
 
 def _write(
-    out: Path, groups: Iterator[Mapping[str, Any]], splits: Iterable[str]
+    out: Path, groups: Iterable[Mapping[str, Any]], splits: Iterable[str]
 ) -> tuple[int, dict[str, int]]:
     """Write the groups and the keys one by one; return the numbers of groups and of keys of each split."""
-    first = next(groups, None)  # an error of the search leaves no OUT
-    out.mkdir(parents=True, exist_ok=True)
     count, removed = 0, dict.fromkeys(splits, 0)
-    files = ["duplicates.jsonl", *map(_keys_name, removed)]
+    out.mkdir()
     with ExitStack() as stack:
         lines, *keys = (
-            stack.enter_context((out / f"{name}.partial").open("w", encoding="utf-8")) for name in files
+            stack.enter_context((out / name).open("w", encoding="utf-8"))
+            for name in ("duplicates.jsonl", *map(_keys_name, removed))
         )
         keys_of = dict(zip(removed, keys, strict=True))
-        for count, group in enumerate(chain([first] if first else [], groups), start=1):  # noqa: B007 - used after the loop
+        for count, group in enumerate(groups, start=1):  # noqa: B007 - used after the loop
             lines.write(to_jsonl([group]))
             for entry in group["remove"]:
                 removed[entry["split"]] += 1
                 keys_of[entry["split"]].write(f"{entry['key']}\n")
-    for name, is_used in zip(files, (True, *removed.values()), strict=True):
-        partial = out / f"{name}.partial"
-        partial.replace(out / name) if is_used else partial.unlink()
+    for name, keys_removed in removed.items():
+        if not keys_removed:
+            (out / _keys_name(name)).unlink()
     return count, removed
 
 

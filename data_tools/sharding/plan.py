@@ -173,7 +173,7 @@ def make_plan(root: Location, settings: ShardConfig) -> Plan:
         columns=_columns(listing.columns, settings),
         state={
             "source": listing.source,
-            "config": _record(settings, layout) | listing.settings,
+            "config": {**_record(settings, layout), **listing.settings},
             "manifest": listing.fingerprint,
             "videos": len(listing.videos),
             "sizes": _sum_of_sizes(listing.videos),

@@ -63,11 +63,15 @@ class ClipStream(IterableDataset[Batch]):
             function: gets and returns a dictionary as in webdataset: "__key__", "__url__", and the bytes of
                 each member by its extension. With workers it must be a function of a module.
         """
-        return self._changed(self.reader.clips.with_hook(("map", function)))
+        return self._with_hook("map", function)
 
     def select(self, predicate: Callable[[RawSample], bool]) -> "ClipStream":
         """Keep the samples for which a function is true; see `map`."""
-        return self._changed(self.reader.clips.with_hook(("select", predicate)))
+        return self._with_hook("select", predicate)
+
+    def _with_hook(self, kind: str, function: Callable[[RawSample], Any]) -> "ClipStream":
+        require(callable(function), kind, "be a function", function)
+        return self._changed(self.reader.clips.with_hook((kind, function)))
 
     def shuffle(self, buffer: int) -> "ClipStream":
         """Set the number of samples from which each worker draws; 1 keeps the order of the tar."""

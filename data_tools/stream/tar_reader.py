@@ -218,10 +218,13 @@ def _call(kind: str, hook: Callable[[RawSample], Any], sample: RawSample) -> Any
         raise
     if kind == "select" or result is None:
         return result
-    if not isinstance(result, dict):
+    wrong = [type(result).__name__]
+    if isinstance(result, dict):
+        wrong = [f"the key {key!r}" for key in result if not isinstance(key, str)]
+    if wrong:
         raise DataError(
-            f"map: expected a dictionary or None from {name}, got "
-            f"{type(result).__name__} for {own['__tar__']}/{own['__key__']}; fix: return the changed sample"
+            f"map: expected a dictionary with texts as keys, or None, from {name}, got {wrong[0]} for "
+            f"{own['__tar__']}/{own['__key__']}; fix: return the changed sample"
         )
     return {**result, **own}
 

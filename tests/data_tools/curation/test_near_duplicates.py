@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from kinemae.data_tools.curation.duplicates import DuplicatesConfig, find_duplic
 from kinemae.data_tools.curation.frame_stats import HASH_BITS
 from kinemae.data_tools.curation.near_duplicates import Arrays, near_duplicate_groups, read_hashes
 from kinemae.data_tools.encoding.encode import EncodeConfig
+from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED
 from kinemae.data_tools.index import Sample, Shard, open_data_sets, open_index, write_index
 from kinemae.data_tools.storage.location import location
 from tests.data_tools.report.conftest import moving, put
@@ -139,3 +141,21 @@ def test_a_full_disk_ends_the_search_with_an_error(
     assert main(["duplicates", str(tmp_path / "train"), str(tmp_path / "lists")]) == 3
     assert "No space left on device" in capfd.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"train"}
+
+
+def test_an_interrupted_command_leaves_no_out_and_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_set(tmp_path / "train", {"a": 1, "b": 1})
+    words = ["duplicates", str(tmp_path / "train"), str(tmp_path / "lists")]
+    for function in ("to_jsonl", "_keys_name", "find_duplicates"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"kinemae.data_tools.curation.duplicates.{function}", _interrupted)
+            assert main(words) == EXIT_INTERRUPTED
+        assert {path.name for path in tmp_path.iterdir()} == {"train"}
+    assert main(words) == 0
+    assert (tmp_path / "lists" / "keys.txt").read_text() == "b\n"
+
+
+def _interrupted(*_: object) -> NoReturn:
+    raise KeyboardInterrupt

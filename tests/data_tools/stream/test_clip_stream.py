@@ -123,3 +123,11 @@ def test_wrong_settings_and_columns_are_named(tmp_path):
     write_tar(tmp_path / "y.tar", [("1.mp4", clip(0)), ("1.json", b"{")])
     with pytest.raises(DataError, match=r"y.tar/1: expected a valid .json, got b'{' .*; fix: correct it"):
         next(iter(kinemae.clips(tmp_path / "y.tar", CLIP, columns=["json"])))
+
+
+@pytest.mark.parametrize("method", ["map", "select"])
+@pytest.mark.parametrize("given", [None, 5, "name"])
+def test_what_is_no_function_is_rejected_at_once(method, given, tmp_path):
+    write_tars(tmp_path)
+    with pytest.raises(ValueError, match=f"{method} must be a function, got {given!r}"):
+        getattr(kinemae.clips(str(tmp_path / "x-000.tar"), CLIP), method)(given)

@@ -157,9 +157,25 @@ def is_first(sample):
     return not sample["__key__"].endswith("b")
 
 
-def test_a_map_function_that_returns_no_dictionary_is_named(tmp_path):
-    samples = reader(write_tars(tmp_path, 1), hooks=(("map", is_first),))
-    message = r"map: expected a dictionary or None from is_first, got bool for x-000.tar/00000; fix: return"
+@pytest.mark.parametrize(
+    ("result", "got"),
+    [
+        (True, "bool"),
+        (["a"], "list"),
+        (("a",), "tuple"),
+        (0, "int"),
+        ({5: 1}, "the key 5"),
+        ({None: 1}, "the key"),
+    ],
+)
+def test_a_map_function_that_returns_no_sample_is_named(result, got, tmp_path):
+    def wrong(sample):
+        return result
+
+    samples = reader(write_tars(tmp_path, 1), hooks=(("map", wrong),))
+    message = (
+        rf"map: expected a dictionary with texts as keys, or None, from wrong, got {got}.* for x-000.tar/0"
+    )
     with pytest.raises(DataError, match=message):
         next(samples)
 
