@@ -8,6 +8,7 @@ time.
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
+from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import load_config, require
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.randomness import generator
@@ -114,7 +116,11 @@ def run_bench(arguments: argparse.Namespace) -> None:
 
 
 def bench(index: ShardIndex, settings: BenchConfig) -> BenchResult:
-    """Measure a data set."""
+    """Measure a data set.
+
+    Raises:
+        DataError: no clip can be read.
+    """
     clips = TrainingClips(
         index,
         clip=settings.clip,
@@ -135,6 +141,11 @@ def bench(index: ShardIndex, settings: BenchConfig) -> BenchResult:
             with suppress(BadVideo):  # counted in the first pass
                 step_by_step(clips, position, steps)
     count, cpu_s = batches * videos * clips.views, whole.seconds[WHOLE]
+    if skipped == count:
+        raise DataError(
+            f"{index.folder}: expected clips that can be read, got none of {count}; fix: run "
+            f"`kinemae data verify {shlex.quote(str(index.folder))}`"
+        )
     workers = settings.workers or available_cores()
     return BenchResult(
         clips=count,

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,11 +24,21 @@ _KINDS = {
 }
 
 
-def atomic_write_text(path: Path, text: str) -> None:
-    """Write a small file atomically: a reader sees the old or the new content."""
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Write a file under another name, and rename it at the end of the block; an error deletes it."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Write a small file atomically: a reader sees the old or the new content."""
+    with replaced_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors=errors)
 
 
 def set_default_mode(path: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import require
 from kinemae.data_tools.encoding.encoders import ENCODERS, FAST, MIN_HEIGHT, MIN_WIDTH, X264, pixel_format
+from kinemae.data_tools.files import replaced_file
 from kinemae.data_tools.index import VideoInfo
 from kinemae.data_tools.stream.container import BadVideo
 
@@ -69,8 +70,10 @@ def write_video(path: Path, frames_THWC: Tensor, settings: EncodeConfig) -> None
         raise ValueError(
             f"a video of {height}x{width} pixels cannot be encoded as yuv420p: both sides must be even"
         )
-    partial = path.with_name(f"{path.name}.partial")
-    with av.open(str(partial), "w", format="mp4", options=_CONTAINER) as container:
+    with (
+        replaced_file(path) as partial,
+        av.open(str(partial), "w", format="mp4", options=_CONTAINER) as container,
+    ):
         stream = container.add_stream(X264, rate=Fraction(settings.fps))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.gop_size = settings.gop
@@ -79,7 +82,6 @@ def write_video(path: Path, frames_THWC: Tensor, settings: EncodeConfig) -> None
         for frame_HWC in frames_THWC.numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
         container.mux(stream.encode())
-    os.replace(partial, path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kinemae.data_tools.command import DataError, log, writing_to
+from kinemae.data_tools.files import replaced_file
 from kinemae.data_tools.index import COLUMNS, ShardIndex, open_data_sets
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.unread import with_nulls
@@ -28,13 +29,14 @@ def run_export(arguments: argparse.Namespace) -> None:
         raise ValueError(f"OUT {out}: expected a new file NAME.parquet; fix: choose another OUT")
     sets = open_data_sets(location(arguments.shards), check_shards=False)
     schema = _exported_schema(list(sets.values()))
-    partial = out.with_name(f"{out.name}.partial")
-    with writing_to(out.parent):
-        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            for split, index in sets.items():
-                for batch in map(with_nulls, index.batches()):
-                    writer.write_table(_exported(batch, split, index, schema))
-        partial.replace(out)
+    with (
+        writing_to(out.parent),
+        replaced_file(out) as partial,
+        pq.ParquetWriter(partial, schema, compression="zstd") as writer,
+    ):
+        for split, index in sets.items():
+            for batch in map(with_nulls, index.batches()):
+                writer.write_table(_exported(batch, split, index, schema))
     rows = sum(map(len, sets.values()))
     log.info("%s: %d samples, %d columns", out, rows, len(schema))
     if arguments.json:

@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from kinemae.data_tools.command import writing_to
+from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.report.figures import short, size_text, time_text
 
 
@@ -52,9 +53,7 @@ def write_page(out: Path, page: str) -> None:
         DataError: the folder cannot be written.
     """
     with writing_to(out.parent):
-        partial = out.with_name(f"{out.name}.partial")
-        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
-        partial.replace(out)
+        atomic_write_text(out, page, errors="backslashreplace")
 
 
 def page_file(out: str | None) -> Path | None:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.files import replaced_file
 from kinemae.data_tools.index import ShardIndex
 from kinemae.finetune.metrics.classification import is_in_top
 from kinemae.finetune.tasks.base import SamplePrediction, Targets
@@ -137,9 +138,8 @@ def write_predictions(table: PredictionTable, path: Path) -> None:
     """Write a table, complete or absent."""
     arrays = {name: pa.array(values) for name, values in table.columns.items()}
     metadata = {_METADATA: json.dumps(table.provenance, ensure_ascii=False).encode()}
-    partial = path.with_name(f"{path.name}.partial")
-    pq.write_table(pa.table(arrays).replace_schema_metadata(metadata), partial)
-    partial.replace(path)
+    with replaced_file(path) as partial:
+        pq.write_table(pa.table(arrays).replace_schema_metadata(metadata), partial)
 
 
 def read_predictions(path: Path) -> PredictionTable:

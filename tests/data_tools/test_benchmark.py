@@ -11,6 +11,7 @@ import torch
 from kinemae.data_tools.__main__ import PROGRAM
 from kinemae.data_tools.benchmark import DECODE, OPEN, PIXELS, READ, REST, Clock, step_by_step
 from kinemae.data_tools.command import run_program
+from kinemae.data_tools.exit_codes import EXIT_DATA
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
@@ -91,3 +92,14 @@ def test_a_wrong_key_gives_a_one_line_error(
     assert run_program(PROGRAM, ["bench", str(synth_shards / "train"), override]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_data_set_without_a_readable_clip_is_not_measured(
+    synth_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "validation"
+    shutil.copytree(synth_shards / "validation", folder)
+    for tar in folder.glob("*.tar"):
+        tar.write_bytes(bytes(tar.stat().st_size))
+    assert run_program(PROGRAM, ["bench", str(folder), *SMALL]) == EXIT_DATA
+    assert f"{folder}: expected clips that can be read, got none of 24" in capsys.readouterr().err

@@ -9,18 +9,23 @@ from pathlib import Path
 import pytest
 
 from kinemae.data_tools import files
+from kinemae.data_tools.__main__ import main
+from kinemae.data_tools.exit_codes import EXIT_DATA
 from kinemae.data_tools.files import (
     Descriptor,
+    atomic_write_text,
     commit_of_code,
     open_regular,
     read_at,
     read_blocks,
     read_jsonl,
+    replaced_file,
     to_jsonl,
     write_at,
 )
 from kinemae.data_tools.sharding.rejects import read_entries
 from kinemae.data_tools.storage.location import StorageError, location
+from tests.full_disk import no_file_above
 
 MAX_PER_CALL = 0x7FFFF000  # limit of one read on Linux
 DATA = bytes(range(256)) * 40
@@ -104,3 +109,26 @@ def test_a_name_with_a_line_separator_is_one_entry(tmp_path: Path):
     (tmp_path / "log.jsonl").write_text(to_jsonl(entries) + '{"name": "cut', encoding="utf-8")
     assert list(read_jsonl(tmp_path / "log.jsonl")) == entries
     assert read_entries(to_jsonl(entries)) == entries
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+    file = tmp_path / "list.json"
+    atomic_write_text(file, "old")
+    with pytest.raises(KeyboardInterrupt), replaced_file(file) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    with pytest.raises(UnicodeEncodeError):
+        atomic_write_text(file, "\udcff")
+    assert [path.name for path in tmp_path.iterdir()] == ["list.json"]
+    assert file.read_text() == "old"
+
+
+@pytest.mark.parametrize("words", [["export", "out.parquet"], ["card", "out.md"]])
+def test_a_full_disk_leaves_no_incomplete_file(
+    words: list[str], tmp_path: Path, synth_shards: Path, capsys: pytest.CaptureFixture[str]
+):
+    command, name = words
+    with no_file_above(500):
+        assert main([command, str(synth_shards / "validation"), str(tmp_path / name)]) == EXIT_DATA
+    assert "File too large" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []
