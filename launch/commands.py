@@ -29,11 +29,11 @@ COMMANDS = {
     ),
     "doctor": LaunchCommand(
         "kinemae.launch.doctor.command",
-        "check every node before a run: versions, devices, network, process group, shared folders",
+        "check every node before a run: versions, GPUs, network, process groups, shared folders",
     ),
     "plan": LaunchCommand(
         "kinemae.launch.plan.command",
-        "estimate the time and memory of a run, and find its bottlenecks; nothing is started",
+        "estimate the memory of a run, and predict its time; nothing is started",
     ),
     "status": LaunchCommand("kinemae.launch.status", "show whether a run is alive, where, and its progress"),
     "logs": LaunchCommand("kinemae.launch.status", "print the log of a process of a run"),

@@ -33,7 +33,7 @@ class SshCluster(SupervisorConfig):
         ssh: further options of ssh, as [-p, "2222"]; they take precedence.
         master_addr: address of the rendezvous; None for the first host's name.
         master_port: port of the first start; each restart takes the next one. None for a free port.
-        link_gbit: network speed between the hosts, for `launch doctor`; None for the drivers' values.
+        link_gbit: network speed between the hosts, for `launch doctor` to compare with; None if unknown.
         min_nodes, host_wait_s: see `LaunchSpec`.
     """
 

@@ -72,7 +72,7 @@ OWNERS = {
     "torch.distributed": {
         "data_tools/stream/clip_reader.py",
         "data_tools/stream/clip_stream.py",
-        "launch/doctor/probe/group.py",
+        "launch/doctor/probe.py",
         "pretrain/runtime/processes.py",
     },
     "peft": {"finetune/adapt/lora.py"},

@@ -51,7 +51,7 @@ CONFIGS = (
     ("Hosts by ssh", "launch ssh", "kinemae.launch.ssh:SshCluster"),
     ("Slurm", "launch slurm", "kinemae.launch.slurm.cluster:SlurmCluster"),
     ("Kubernetes", "launch k8s", "kinemae.launch.k8s.cluster:KubernetesCluster"),
-    ("Plan of a job", "launch plan", "kinemae.launch.plan.devices:Machines"),
+    ("Plan of a job", "launch plan", "kinemae.launch.plan.machines:Machines"),
 )
 # Title, config key, and the folder of the components with their base class.
 COMPONENTS = (

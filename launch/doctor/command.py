@@ -6,12 +6,16 @@ Exit codes: 0 if a run can start (warnings are possible), 1 if not, 2 for wrong 
 import argparse
 import json
 import os
+import secrets
 import shlex
 import signal
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
@@ -19,9 +23,9 @@ from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.cluster import add_cluster_arguments, split_words
 from kinemae.launch.commands import add_command
-from kinemae.launch.doctor.results import as_json, as_text
-from kinemae.launch.doctor.run_checks import DoctorOptions, run_checks
-from kinemae.launch.doctor.targets import KINDS, Target, target_of
+from kinemae.launch.doctor import probe
+from kinemae.launch.doctor.checks import GIB, PACKAGES, Job, as_text, evaluate
+from kinemae.launch.doctor.nodes import KINDS, Target, ask, target_of
 from kinemae.launch.job import check_job
 
 EXIT_ERRORS = 1
@@ -46,57 +50,79 @@ def add_to(parsers: Any) -> None:
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
-    """Run the command."""
+    """Run the command.
+
+    Raises:
+        ValueError: wrong usage, or a run_dir that cannot be written here.
+        JobRefused: the dry run of the job failed.
+    """
     target = target_of(arguments.kind, *split_words(arguments.words))
     if arguments.dry_run:
         sys.stdout.write("".join(f"{shlex.join(command)}\n" for command, _ in target.commands))
         return 0
-    options, began = _options(arguments, target), time.monotonic()
+    for folder in (arguments.run_dir, *arguments.shards):
+        if folder and "://" in folder:
+            raise ConfigError(f"expected a folder, got the URL {folder}; fix: use kinemae data verify")
+    request, run_dir, needed_bytes = _request(arguments, target)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    began = time.monotonic()
     try:
-        results, reports = run_checks(target, options)
+        with _folder_in(run_dir) as request["run_dir"]:
+            reports = ask(target, request)
+            seen_here = probe.seen(0, request) or ()
     except KeyboardInterrupt as interrupt:  # the probes have ended, and their jobs are cancelled
         sys.stderr.write("interrupted: the probes have ended\n")
         return int(interrupt.args[0] if interrupt.args else EXIT_INTERRUPTED)
-    seconds = time.monotonic() - began
-    if arguments.json:
-        sys.stdout.write(json.dumps(as_json(results, reports, seconds), indent=1) + "\n")
-    else:
-        sys.stdout.write(as_text(results, len(target.processes), seconds))
+    job = Job(
+        processes=dict(zip(reports, target.processes, strict=True)),
+        link_gbit=target.link_gbit,
+        run_dir=str(run_dir),
+        seen_here=seen_here,
+        needed_bytes=needed_bytes,
+    )
+    results, seconds = evaluate(reports, job), time.monotonic() - began
+    page = {"seconds": round(seconds, 1), "results": list(map(asdict, results)), "nodes": reports}
+    sys.stdout.write(json.dumps(page, indent=1) + "\n" if arguments.json else as_text(results, seconds))
     return EXIT_ERRORS if any(result.level == "error" for result in results) else 0
+
+
+def _request(arguments: argparse.Namespace, target: Target) -> tuple[dict[str, Any], Path | None, int]:
+    """The request to the probes, the run folder, and the free bytes that it needs.
+
+    Raises:
+        JobRefused: the dry run of the job failed.
+    """
+    summary = {}
+    if arguments.job:
+        world_size, is_local = sum(target.processes), arguments.kind == "local"
+        summary = check_job(arguments.job, target.environment, world_size=world_size, trains_here=is_local)
+    run_dir = arguments.run_dir or summary.get("run_dir")
+    needed_bytes = _CHECKPOINTS * _BYTES_PER_PARAMETER * (summary.get("parameters") or 0)
+    request = {
+        "packages": PACKAGES,
+        "paths": [os.getcwd()] if arguments.job else [],
+        "shards": [str(Path(folder).absolute()) for folder in arguments.shards],
+        "token": secrets.token_hex(16),
+        "processes": target.processes,
+    }
+    return request, run_dir and Path(run_dir).absolute(), max(needed_bytes, GIB)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(128 + number)
 
 
-def _options(arguments: argparse.Namespace, target: Target) -> DoctorOptions:
-    """The options of the command line, completed by a dry run of the job.
-
-    Raises:
-        ValueError: a URL instead of a folder.
-        JobRefused: the dry run failed.
-    """
-    for folder in (arguments.run_dir, *arguments.shards):
-        if folder and "://" in folder:
-            raise ConfigError(f"expected a folder, got the URL {folder}; fix: use kinemae data verify")
-    options = DoctorOptions(
-        run_dir=str(Path(arguments.run_dir).absolute()) if arguments.run_dir else None,
-        shards=[str(Path(folder).absolute()) for folder in arguments.shards],
-    )
-    if not arguments.job:
-        return options
-    summary = check_job(
-        arguments.job,
-        target.environment,
-        world_size=sum(target.processes),
-        trains_here=arguments.kind == "local",
-    )
-    parameters = summary.get("parameters")
-    return replace(
-        options,
-        run_dir=options.run_dir or str(Path(summary["run_dir"]).absolute()),
-        paths=[os.getcwd()],
-        checkpoint_bytes=parameters and _CHECKPOINTS * _BYTES_PER_PARAMETER * parameters,
-    )
+@contextmanager
+def _folder_in(run_dir: Path | None) -> Iterator[str | None]:
+    """A temporary folder in the run folder, which is created if it does not exist."""
+    if run_dir is None:
+        yield None
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        folder = TemporaryDirectory(prefix="doctor-", dir=run_dir, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {run_dir}: {error.strerror}; fix: set another run_dir") from error
+    with folder as name:
+        yield name

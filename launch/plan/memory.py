@@ -1,4 +1,4 @@
-"""Memory of a process at each ZeRO stage, and the largest micro-batch that fits.
+"""Micro-batches, and memory of a process at each ZeRO stage with the largest micro-batch that fits.
 
 DeepSpeed's estimator assumes half-precision weights with float32 copies, 18 or 20 bytes per weight. Here
 weights are float32 with bfloat16 autocast. Stage 0 needs 4 (weight) + 4 (gradient) + 8 (moments) = 16 bytes.
@@ -6,14 +6,43 @@ At stages 1 to 3 DeepSpeed keeps a second float32 copy of the partition that a p
 reduced gradients beside the buckets.
 """
 
-from typing import Any
+import itertools
+from typing import Any, NamedTuple
 
-from kinemae.launch.plan.devices import Resolved
+from kinemae.data_tools.overrides import ConfigError
+from kinemae.launch.plan.machines import Resolved
 
 STAGES = (0, 1, 2, 3)
 FLOAT = 4
 _USABLE = 0.95  # of a device's memory: the rest is fragmented
 _PREFETCHED = 50_000_000  # weights that stage 3 prefetches, DeepSpeed's default
+
+
+class Batch(NamedTuple):
+    """Micro-batch and accumulation, as in `kinemae.data_tools.stream.order.plan_batch`."""
+
+    micro: int
+    accumulation: int
+
+
+def cut_batch(run: dict[str, Any], world: int) -> Batch:
+    """Split the global batch into the fewest equal micro-batches.
+
+    Raises:
+        ValueError: the processes cannot share it.
+    """
+    share, rest = divmod(run["global_clips"], world)
+    views = run["views_per_video"]
+    if rest == 0:
+        for accumulation in range(-(-share // run["clips_per_device"]), share + 1):
+            if accumulation and share % accumulation == 0 and (share // accumulation) % views == 0:
+                return Batch(share // accumulation, accumulation)
+    raise ConfigError(
+        f"batch.global_clips={run['global_clips']} cannot be split by {world} processes into equal "
+        f"micro-batches of at most batch.clips_per_device={run['clips_per_device']} clips, in multiples of "
+        f"data.views_per_video={views}; fix: set it to a multiple of {world} x {views} = {world * views}, or "
+        "change nodes and devices_per_node"
+    )
 
 
 def states(parameters: dict[str, int], *, stage: int, world: int, bucket_mb: int) -> dict[str, float]:
@@ -56,33 +85,31 @@ def passing(cost: dict[str, Any], clips: int, machines: Resolved, *, recomputes:
     peak = cost["recomputed" if recomputes else "plain"]["peak"]
     activations = peak["fixed"] + peak["per_clip"] * clips
     batch = (cost["run"]["rgb_bytes"] + cost["run"]["planes_bytes"]) * clips
-    return activations * (1 + machines.given.allocator_overhead) + batch
+    return activations * (1 + machines.allocator_overhead) + batch
 
 
 def needed(
-    cost: dict[str, Any], clips: int, machines: Resolved, *, stage: int, world: int, recomputes: bool
+    cost: dict[str, Any], clips: int, machines: Resolved, *, stage: int, recomputes: bool
 ) -> dict[str, float]:
     """Peak bytes of one process by kind, and their sum.
 
     At stage 0 gradients are copied into one buffer after the activations are freed: the larger counts.
     """
-    parts = states(cost["parameters"], stage=stage, world=world, bucket_mb=cost["run"]["bucket_mb"])
+    parts = states(cost["parameters"], stage=stage, world=machines.world, bucket_mb=cost["run"]["bucket_mb"])
     held = passing(cost, clips, machines, recomputes=recomputes)
-    if machines.is_cpu and stage == 3 and world > 1:  # gloo reduces a copy
+    if machines.device == "cpu" and stage == 3 and machines.world > 1:  # gloo reduces a copy
         parts["buckets"] *= 1.5
     exchange = min(FLOAT * cost["parameters"]["trainable"], 2e9) if stage == 0 else 0
-    parts = {**parts, "activations": max(held, exchange), "process": machines.process_bytes}
+    parts = {**parts, "activations": max(held, exchange), "process": 1e9 * machines.process_gb}
     return {**parts, "all": sum(parts.values())}
 
 
-def largest_micro_batch(
-    cost: dict[str, Any], machines: Resolved, *, stage: int, world: int, recomputes: bool
-) -> int:
+def largest_micro_batch(cost: dict[str, Any], machines: Resolved, *, stage: int, recomputes: bool) -> int:
     """The largest micro-batch that fits a device; 0 if none does."""
 
     def fits(clips: int) -> bool:
-        parts = needed(cost, clips, machines, stage=stage, world=world, recomputes=recomputes)
-        return parts["all"] <= _USABLE * machines.memory_bytes
+        parts = needed(cost, clips, machines, stage=stage, recomputes=recomputes)
+        return parts["all"] <= _USABLE * 1e9 * machines.memory_gb
 
     if not fits(1):
         return 0
@@ -95,20 +122,20 @@ def largest_micro_batch(
     return low
 
 
-def memory_table(cost: dict[str, Any], micro: int, machines: Resolved, world: int) -> list[dict[str, Any]]:
+def memory_table(cost: dict[str, Any], micro: int, machines: Resolved) -> list[dict[str, Any]]:
     """A row for each stage, with and without activation checkpointing."""
     rows = []
-    for stage in STAGES:
-        for recomputes in (False, True):
-            parts = needed(cost, micro, machines, stage=stage, world=world, recomputes=recomputes)
-            most = largest_micro_batch(cost, machines, stage=stage, world=world, recomputes=recomputes)
-            rows.append(
-                {
-                    "stage": stage,
-                    "recomputes": recomputes,
-                    "bytes": {name: round(size) for name, size in parts.items()},
-                    "fits": parts["all"] <= _USABLE * machines.memory_bytes,
-                    "largest_micro_batch": most,
-                }
-            )
+    for stage, recomputes in itertools.product(STAGES, (False, True)):
+        parts = needed(cost, micro, machines, stage=stage, recomputes=recomputes)
+        rows.append(
+            {
+                "stage": stage,
+                "recomputes": recomputes,
+                "bytes": {name: round(size) for name, size in parts.items()},
+                "fits": parts["all"] <= _USABLE * 1e9 * machines.memory_gb,
+                "largest_micro_batch": largest_micro_batch(
+                    cost, machines, stage=stage, recomputes=recomputes
+                ),
+            }
+        )
     return rows

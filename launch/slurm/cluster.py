@@ -56,7 +56,7 @@ class SlurmCluster:
         max_restarts: restarts after crashes, in the same allocation.
         environment: variables of each process.
         python: the interpreter on the nodes; empty for the one that submits.
-        link_gbit: network speed between the nodes, for `launch doctor`; None for the drivers' values.
+        link_gbit: network speed between the nodes, for `launch doctor` to compare with; None if unknown.
     """
 
     partition: str = ""

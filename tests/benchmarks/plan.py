@@ -19,10 +19,9 @@ import tempfile
 from pathlib import Path
 
 from kinemae.data_tools.config import load_config
-from kinemae.launch.plan.devices import Machines, Resolved
-from kinemae.launch.plan.measured import fit_time
-from kinemae.launch.plan.memory import STAGES, needed
-from kinemae.launch.plan.step_time import Fit, cut_batch, step_time
+from kinemae.launch.plan.machines import Machines, Resolved
+from kinemae.launch.plan.measured import flops_of_step
+from kinemae.launch.plan.memory import STAGES, cut_batch, needed
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.cost import measure_cost
 
@@ -90,10 +89,10 @@ def measure(config: Path, rounds: int) -> dict[str, tuple[float, float]]:
 def measure_stages(config: Path, machines: Resolved) -> None:
     """Print the memory of the calibration's model at each stage on two processes."""
     cost = measure_cost(load_config(PretrainConfig, config, []))
-    batch = cut_batch(cost["run"], WORLD)
+    batch, machines = cut_batch(cost["run"], WORLD), machines._replace(world=WORLD)
     for stage in STAGES:
         _, real = train(config, [f"engine.zero_stage={stage}"], steps=FEW, processes=WORLD)
-        plan = needed(cost, batch.micro, machines, stage=stage, world=WORLD, recomputes=False)["all"]
+        plan = needed(cost, batch.micro, machines, stage=stage, recomputes=False)["all"]
         name = f"ZeRO {stage}, {WORLD} processes"
         print(f"{name:61}{real / 1e9:16.3f}{plan / 1e9:9.3f}{plan / real - 1:+8.1%}", flush=True)
 
@@ -104,7 +103,7 @@ def main() -> None:
     parser.add_argument("shards", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    machines, fit = Machines(device="cpu").resolved("fp32"), Fit()
+    machines = Machines(device="cpu", devices_per_node=1).resolved("fp32")
     print(
         f"{'':26}{'step, s: measured':>18}{'planned':>9}{'off':>8}{'memory, GB: measured':>24}"
         f"{'planned':>9}{'off':>8}"
@@ -115,12 +114,14 @@ def main() -> None:
         for name, (real_s, real_bytes) in measure(config, arguments.rounds).items():
             cost = measure_cost(load_config(PretrainConfig, config, CASES[name]))
             batch = cut_batch(cost["run"], 1)
+            flops = flops_of_step(cost)
             if name == "calibration":
-                fit, first_s = fit_time(real_s, cost, batch, machines)
-                print(f"{'before it':26}{real_s:18.3f}{first_s:9.3f}{first_s / real_s - 1:+8.0%}")
-            time = step_time(cost, batch, machines, fit, stage=0, recomputes=False)
-            planned_s = time.compute + time.update
-            planned = needed(cost, batch.micro, machines, stage=0, world=1, recomputes=False)["all"]
+                print(
+                    f"{'before it':26}{real_s:18.3f}{flops / 1e12 / machines.peak_tflops / machines.mfu:9.3f}"
+                )
+                machines = machines._replace(mfu=flops / real_s / 1e12 / machines.peak_tflops)
+            planned_s = flops / 1e12 / machines.peak_tflops / machines.mfu
+            planned = needed(cost, batch.micro, machines, stage=0, recomputes=False)["all"]
             print(
                 f"{name:26}{real_s:18.3f}{planned_s:9.3f}{planned_s / real_s - 1:+8.0%}"
                 f"{real_bytes / 1e9:24.3f}{planned / 1e9:9.3f}{planned / real_bytes - 1:+8.1%}",

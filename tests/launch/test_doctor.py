@@ -1,7 +1,6 @@
 """The doctor command on real processes, hosts and Slurm, with and without faults."""
 
 import json
-import re
 import shlex
 import signal
 import socket
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from kinemae.launch.__main__ import main
-from kinemae.launch.doctor import targets
+from kinemae.launch.doctor import nodes
 from tests.conftest import REPO, run_module
 from tests.launch.controller import ask, controller, wait_for
 from tests.launch.hosts import Network
@@ -26,14 +25,11 @@ installed = importlib.metadata.version
 importlib.metadata.version = lambda name: "2.0.0" if name == "torch" else installed(name)
 if "RANK" in os.environ:
     import torch.distributed as dist
-    reduce, broadcast = dist.all_reduce, dist.broadcast
-    def bad_reduce(values):
-        values[0] += 1
-        reduce(values)
-    def bad_broadcast(values, src):
-        values += src == dist.get_rank()
-        broadcast(values, src=src)
-    dist.all_reduce, dist.broadcast = bad_reduce, bad_broadcast
+    reduce = dist.all_reduce
+    def bad_reduce(values, *arguments, **options):
+        values.view(-1)[:1] += values.ndim
+        reduce(values, *arguments, **options)
+    dist.all_reduce = bad_reduce
 """
 
 
@@ -42,7 +38,6 @@ def doctor(kind: str, *arguments: str, code: int) -> list[dict[str, Any]]:
     ran = run_module("launch", "doctor", kind, "--json", *arguments, check=False)
     assert ran.returncode == code, ran.stdout[-3000:] + ran.stderr
     report = json.loads(ran.stdout)
-    assert report["errors"] == sum(result["level"] == "error" for result in report["results"])
     results: list[dict[str, Any]] = report["results"]
     return results
 
@@ -77,34 +72,25 @@ def test_wrong_usage_exits_with_2(arguments: list[str], message: str) -> None:
 
 def test_dry_run_prints_the_commands_of_the_probes() -> None:
     printed = run_module("launch", "doctor", "ssh", "hosts={nowhere.invalid: 8}", "--dry-run").stdout
-    assert "nowhere.invalid" in printed
-    assert "exec(sys.stdin.readline())" in printed
+    assert f"nowhere.invalid '{sys.executable} - 0'" in printed
 
 
 @pytest.mark.processes
 def test_a_job_on_this_machine_passes_and_leaves_no_files(tmp_path: Path, synth_shards: Path) -> None:
     config = ["configs/pretrain/demo.yaml", f"data.shards={synth_shards / 'unlabelled'}"]
     job = ["--", "pretrain", *config, f"run_dir={tmp_path / 'runs/a'}"]
-    results = doctor("local", "processes=2", *job, code=0)
-    assert {"versions", "machine", "port", "group", "speed", "folder"} <= {
-        result["check"] for result in results
-    }
-    texts = [result["text"] for result in results]
-    assert "2 processes with gloo: all sums are correct" in texts
-    assert f"{tmp_path / 'runs/a'}: written, renamed and seen by 1 node and this machine" in texts
-    assert list(tmp_path.iterdir()) == []  # including the folders made for the check
+    [summary] = doctor("local", "processes=2", "--shards", str(synth_shards / "train"), *job, code=0)
+    assert summary["text"].startswith("1 of 1 nodes reported; python 3.")
+    assert "2 of 2 processes formed a group; all-reduce " in summary["text"]
+    assert list((tmp_path / "runs/a").iterdir()) == []
 
 
 @pytest.mark.processes
 def test_two_hosts_behind_ssh_pass(network: Network, tmp_path: Path, synth_shards: Path) -> None:
     shards = str(synth_shards / "train")
-    results = doctor("ssh", *network.overrides(), "--run-dir", str(tmp_path), "--shards", shards, code=0)
-    texts = " ".join(result["text"] for result in results)
-    assert "nodes reach one another through eth0" in texts
-    assert f"{tmp_path}: written, renamed and seen by 2 nodes and this machine" in texts
-    assert f"a lock in {tmp_path} holds on all nodes" in texts
-    assert f"{shards}: the same bytes on 2 nodes" in texts
-    assert "of a link of 10 Gbit/s" in texts  # the speed that a veth reports
+    [summary] = doctor("ssh", *network.overrides(), "--run-dir", str(tmp_path), "--shards", shards, code=0)
+    assert summary["text"].startswith("2 of 2 nodes reported")
+    assert summary["text"].endswith("the interface to the first node is eth0")
 
 
 @pytest.mark.processes
@@ -122,15 +108,17 @@ def test_each_fault_of_a_bad_node_is_named(network: Network, tmp_path: Path) -> 
         f'fi\nexec {interpreter} "$@"\n'
     )
     python.chmod(0o755)
-    results = doctor("ssh", *network.overrides(), f"python={python}", "--run-dir", str(runs), code=1)
+    shards = ["--shards", str(runs)]
+    results = doctor("ssh", *network.overrides(), f"python={python}", "--run-dir", str(runs), *shards, code=1)
     good = network.hosts[0].name
-    assert f"torch is 2.0.0 on {bad}" in named(results, "versions", "torch")["text"]
-    assert f"values sent by {bad} arrive changed" in named(results, "group", "sums are wrong")["text"]
-    assert named(results, "group", "sums are wrong")["nodes"] == [bad]
+    assert f"torch is 2.0.0 on {bad}" in named(results, "version", "torch")["text"]
+    assert "value 0 is 1 instead of 0" in named(results, "sums", "sums with gloo are wrong on")["text"]
     named(results, "folder", f"{bad} cannot write to {runs}: No such file or directory")
-    shared = named(results, "folder", f"{bad} does not see the file")
-    assert good in shared["text"]
-    assert "mount the same file system" in shared["fix"]
+    unseen = named(results, "folder", f"{bad} does not see the file that {good} wrote to {runs}")
+    assert "mount one file system" in unseen["fix"]
+    assert (
+        f"{good}, {bad} cannot read {runs}: No such file" in named(results, "shards", "dataset.json")["text"]
+    )
 
 
 @pytest.mark.processes
@@ -142,16 +130,27 @@ def test_nodes_that_cannot_reach_one_another_are_named(network: Network) -> None
         results = doctor("ssh", *network.overrides(), code=1)
     finally:
         subprocess.run([*route, "delete", "unreachable", first.name], check=True)
-    named(results, "network", f"{second.name} cannot connect to {first.name} as {first.name}, rendezvous")
-    named(results, "network", f"{first.name} cannot connect to {second.name}")
-    assert "No route to host" in str(results)
-    assert [result["text"] for result in results if result["check"] == "group"] == [
-        "no process group was started, because the nodes cannot reach one another"
-    ]
+    named(results, "connect", f"{second.name} cannot connect to {first.name}, port ")
+    assert "No route to host" in str(results) and len(errors(results)) == 1
 
 
 @pytest.mark.processes
-def test_a_host_behind_a_broken_link_is_named_and_the_others_are_checked(network: Network) -> None:
+def test_a_hostname_that_means_the_loopback_is_named(network: Network, tmp_path: Path) -> None:
+    overrides = [word for word in network.overrides() if "GLOO_SOCKET_IFNAME" not in word]
+    python = tmp_path / "python"  # as on Debian: 127.0.1.1 for the own hostname
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 {socket.gethostname()}\n")
+    mount = f"exec unshare -m sh -c 'mount --bind {hosts} /etc/hosts && exec \"$@\"' sh"
+    python.write_text(f'#!/bin/sh\n{mount} {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    results = doctor("ssh", *overrides, f"python={python}", code=1)
+    names = ", ".join(host.name for host in network.hosts)
+    loopback = named(results, "hostname", f"of {names} resolves to 127.0.1.1")
+    assert "environment.GLOO_SOCKET_IFNAME" in loopback["fix"] and len(errors(results)) == 1
+
+
+@pytest.mark.processes
+def test_a_host_behind_a_broken_link_is_named(network: Network) -> None:
     lost = network.hosts[1]
     quick = [*network.ssh, "-o", "ConnectTimeout=2"]
     lost.disconnect()
@@ -159,10 +158,9 @@ def test_a_host_behind_a_broken_link_is_named_and_the_others_are_checked(network
         results = doctor("ssh", *network.overrides(), f"ssh=[{', '.join(quick)}]", code=1)
     finally:
         lost.reconnect()
-    assert named(results, "reach", f"cannot start a probe on {lost.name}: ssh: connect to host")["nodes"] == [
-        lost.name
-    ]
-    assert "1 process with gloo: all sums are correct" in [result["text"] for result in results]
+    started = named(results, "start", f"cannot start a probe on {lost.name}: ssh: connect to host")
+    assert started["nodes"] == [lost.name] and len(errors(results)) == 1
+    assert "1 of 2 nodes reported" in results[-1]["text"]
 
 
 @pytest.mark.processes
@@ -179,7 +177,7 @@ def test_a_port_that_is_taken_is_named(network: Network) -> None:
         results = doctor("ssh", *network.overrides(), f"master_port={port}", code=1)
         holder.communicate()
     taken = named(results, "port", f"port {port} is not available on {first.name}: Address already in use")
-    assert "`master_port`" in taken["fix"]
+    assert "`master_port`" in taken["fix"] and len(errors(results)) == 1
 
 
 @pytest.mark.processes
@@ -192,7 +190,7 @@ def test_a_disk_that_is_full_is_named(tmp_path: Path) -> None:
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
     full = named(results, "folder", f"localhost cannot write to {tmp_path}: No space left on device")
-    assert "free some space" in full["fix"]
+    assert "free space" in full["fix"]
 
 
 @pytest.fixture(scope="module")
@@ -205,24 +203,18 @@ def slurm() -> Iterator[None]:
 @pytest.mark.processes
 @pytest.mark.usefixtures("slurm")
 def test_two_nodes_of_slurm_pass(tmp_path: Path) -> None:
-    results = doctor("slurm", "nodes=2", "--run-dir", str(tmp_path), code=0)
-    texts = [result["text"] for result in results]
-    assert "2 processes with gloo: all sums are correct" in texts
-    assert f"{tmp_path}: written, renamed and seen by 2 nodes and this machine" in texts
-    assert any(f"is free on n{number}" in text for number in (1, 2) for text in texts)
-    assert socket.gethostname() not in " ".join(texts)  # nodes have Slurm's names
+    [summary] = doctor("slurm", "nodes=2", "--run-dir", str(tmp_path), code=0)
+    assert "2 of 2 processes formed a group" in summary["text"]
 
 
 @pytest.mark.cluster
-@pytest.mark.processes
 @pytest.mark.usefixtures("slurm")
 @pytest.mark.parametrize(
     ("cluster", "limit"),
     [
-        (["partition=short"], "--time=2:00 "),
         (["time=3", "signal_s=60"], "--time=3:00 "),
-        (["time=30"], "--time=5 "),
-        ([], "--time=5 "),
+        (["time=30"], "--time=5:00 "),
+        ([], "--time=5:00 "),
     ],
 )
 def test_the_probe_requests_at_most_the_time_limit_of_a_job(cluster: list[str], limit: str) -> None:
@@ -237,11 +229,12 @@ def test_a_drained_node_is_named_and_every_job_is_cancelled(
 ) -> None:
     ask("scontrol", "update", "nodename=n2", "state=drain", "reason=bad disk")
     try:
-        monkeypatch.setattr(targets, "_QUEUE_S", 4.0)
+        monkeypatch.setattr(nodes, "_QUEUE_S", 4)
         assert main(["doctor", "slurm", "nodes=2", "--json"]) == 1
-        late = named(json.loads(capsys.readouterr().out)["results"], "reach", "no reply within 4 s")
-        assert re.match(r"no reply within 4 s; job \d+ is PENDING because of ", late["text"])
-        assert "n2 is drained (bad disk)" in late["text"] and "node 0" not in late["text"]
+        late = named(
+            json.loads(capsys.readouterr().out)["results"], "start", "cannot start a probe on node 0, "
+        )
+        assert "srun: error: " in late["text"] and "sinfo -R" in late["fix"]
         assert ask("squeue", "--noheader") == ""
         for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
             command = [sys.executable, "-m", "kinemae", "launch", "doctor", "slurm", "nodes=2"]

@@ -1,234 +1,147 @@
-"""The probe on this machine with real faults, and its connection to the doctor."""
+"""The probe on this machine with real faults, and its start by the doctor."""
 
 import fcntl
 import os
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from kinemae.launch.doctor.checks.versions import PACKAGES
-from kinemae.launch.doctor.probe.folders import clean, lock, look, read_shards, write
-from kinemae.launch.doctor.probe.group import group, wrong_senders, wrong_sums
-from kinemae.launch.doctor.probe.machine import machine
-from kinemae.launch.doctor.probe.network import connect, listen, network
-from kinemae.launch.doctor.probe.server import CHUNK
-from kinemae.launch.doctor.probes import BOOTSTRAP, Probes, probe_words
+from kinemae.launch.doctor import probe
+from kinemae.launch.doctor.nodes import Target, ask
 
-# --- the machine
+REQUEST: dict[str, Any] = {"packages": ["torch"], "paths": ["/", "/nowhere"], "run_dir": None, "shards": []}
+REQUEST |= {"token": "x" * 32, "processes": [1]}
+
+
+def asked(**values: Any) -> dict[str, Any]:
+    return {**REQUEST, **values}
 
 
 def test_this_machine_is_described() -> None:
-    found = machine(packages=PACKAGES, variables=("HOME",), paths=["/", "/nowhere"])
-    assert found["packages"]["torch"] is not None
+    found = probe.host(0, REQUEST)
+    assert found["versions"]["torch"] is not None
+    assert found["versions"]["python"] == sys.version.split()[0]
     assert found["missing"] == ["/nowhere"]
-    assert found["cores"] >= 1 and found["environment"] == {"HOME": os.environ["HOME"]}
-    assert found["memory_bytes"] > 0
 
 
-# --- folders
+NVIDIA_SMI = """#!/bin/sh
+case "$1" in
+  *ecc.errors.uncorrected.volatile.total) echo '0, NVIDIA H100 80GB HBM3, 550.54.15, 81559, 4, 0';;
+  *) echo 'No devices were found'; exit 6;;
+esac
+"""
 
 
-def test_a_written_file_is_found_and_another_is_missing(tmp_path: Path) -> None:
-    report = write(folder=str(tmp_path), name="a", token="x")
-    assert report["sync_ms"] > 0
-    assert report["free_bytes"] > 0
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    found = look(folder=str(tmp_path), names=["a", "b"], token="x", wait_s=0.3)
-    assert found == {"b": "missing"}
-    assert look(folder=str(tmp_path), names=["a"], token="y", wait_s=0) == {"a": "other content"}
-    clean(folder=str(tmp_path), names=["a"])
-    assert not tmp_path.exists()
+def test_nvidia_smi_is_queried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    program = tmp_path / "nvidia-smi"
+    program.write_text(NVIDIA_SMI)
+    program.chmod(0o755)
+    assert probe.gpus(0, REQUEST) == {"lines": "0, NVIDIA H100 80GB HBM3, 550.54.15, 81559, 4, 0\n"}
+    monkeypatch.setattr(probe, "GPU_FIELDS", ("index",))
+    assert probe.gpus(0, REQUEST) == {"failed": "No devices were found"}
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(folder)], capture_output=True
-    )
-    if made.returncode != 0:
-        pytest.skip("mounting a small disk needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def test_a_written_file_is_seen_and_another_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_SEEN_S", 0.3)
+    request = asked(run_dir=str(tmp_path), processes=[1, 1])
+    written = probe.folder(0, request)
+    assert written is not None and written["free_bytes"] > 0 and written["lock"] == "locked"
+    assert probe.seen(0, request) == ["node-0"]
+    assert probe.seen(0, {**request, "token": "another run"}) == []
+    missing = asked(run_dir=str(tmp_path / "gone"))
+    assert probe.folder(0, missing) == {"failed": "No such file or directory"}
+    probe._LOCKS.pop().close()
 
 
-def test_a_full_disk_is_reported(small_disk: Path) -> None:
-    assert write(folder=str(small_disk), name="a", token="x")["failed"] == "ENOSPC"
-
-
-def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
-    assert write(folder=str(tmp_path / "gone"), name="a", token="x")["failed"] == "ENOENT"
-
-
-def test_a_lock_is_refused_while_another_holds_it(tmp_path: Path) -> None:
+def test_a_lock_is_busy_while_another_holds_it(tmp_path: Path) -> None:
     with (tmp_path / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert lock(path=str(tmp_path / "lock")) == {"state": "busy"}
-    answer, kept = lock(path=str(tmp_path / "lock"))
-    assert answer == {"state": "locked"}
-    kept.close()
+        written = probe.folder(1, asked(run_dir=str(tmp_path)))
+    assert written is not None and written["lock"] == "busy"
+    probe._LOCKS.pop().close()
 
 
 def test_shards_are_read_and_damage_is_reported(synth_shards: Path, tmp_path: Path) -> None:
-    whole = read_shards(folder=str(synth_shards / "train"), parts=4)
-    assert whole["digest"] == read_shards(folder=str(synth_shards / "train"), parts=4)["digest"]
-    assert whole["digest"] != read_shards(folder=str(synth_shards / "validation"), parts=4)["digest"]
     (tmp_path / "dataset.json").write_text("{}")
-    assert "dataset.json cannot be read" in read_shards(folder=str(tmp_path), parts=4)["failed"]
-    assert "No such file" in read_shards(folder=str(tmp_path / "gone"), parts=4)["failed"]
-
-
-# --- the network
-
-
-def to(port: int, token: str = "x", host: str = "127.0.0.1") -> dict[str, Any]:
-    return {"host": host, "port": port, "token": token}
-
-
-@pytest.mark.slow
-def test_a_connection_counts_when_the_right_listener_answers() -> None:
-    answer, held = listen(port=0, token="x")
-    good, other = connect(to=[to(answer["any_port"]), to(answer["any_port"], "y")], limit_s=5)
-    assert (good["address"], good["from"]) == ("127.0.0.1", "127.0.0.1")
-    assert other == {"failed": "another service"}
-    del held
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        failed = connect(
-            to=[to(answer["any_port"]), to(1, host="no-such-host.invalid"), to(silent.getsockname()[1])],
-            limit_s=1,
-        )
-    assert [result["failed"] for result in failed] == ["refused", "unresolved", "no reply"]
+    folders = [str(synth_shards / "train"), str(tmp_path), str(tmp_path / "gone")]
+    whole, damaged, gone = probe.shards(0, asked(shards=folders)).values()
+    assert whole["fingerprint"]
+    assert "dataset.json cannot be read" in damaged["failed"] and "No such file" in gone["failed"]
 
 
 def test_a_used_port_is_reported() -> None:
     with socket.create_server(("", 0)) as holder:
-        answer, _ = listen(port=holder.getsockname()[1], token="x")
-    assert answer["failed"] == "Address already in use"
+        port = holder.getsockname()[1]
+        found = probe.group(0, asked(master="127.0.0.1", port=port, limit_s=5))
+    assert found["port_failed"] == "Address already in use" and found["ranks"] == []
 
 
-def test_the_loopback_is_among_the_interfaces() -> None:
-    assert "127.0.0.1" in [address for own in network()["interfaces"] for address in own["addresses"]]
-
-
-# --- sums
-
-
-def reducer(world: int, fault: int = 0) -> Any:
-    """Simulate an all-reduce of rank 0; the first `fault` values are wrong."""
+def test_right_sums_are_right_and_one_changed_value_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "5")
 
     def all_reduce(values: torch.Tensor) -> None:
-        values *= world * (world + 1) // 2
-        values[:fault] += 1
+        values *= 15
 
-    return all_reduce
+    def all_reduce_wrong(values: torch.Tensor) -> None:
+        values *= 15
+        values[8] += 1
 
-
-def test_right_sums_are_right_and_one_changed_value_is_not() -> None:
-    assert wrong_sums(reducer(5), 0, 5, "cpu") is None
-    reply = wrong_sums(reducer(5, fault=1), 0, 5, "cpu")
-    assert reply == "1 of 1 values of torch.int64 are wrong; at 0 expected 0, got 1"
+    wrong, rate = probe.sums(all_reduce, "gloo", "cpu")
+    assert wrong is None and rate > 0
+    assert probe.sums(all_reduce_wrong, "gloo", "cpu")[0] == "value 8 is 16 instead of 15"
 
 
 def test_sums_stay_exact_in_fp32_for_a_thousand_ranks() -> None:
     assert 6 * 1000 * 1001 // 2 < 1 << 24
 
 
-def test_the_sender_of_changed_values_is_named() -> None:
-    def broadcast(values: torch.Tensor, src: int) -> None:
-        values.copy_(torch.arange(len(values)) * (src + 3))
-        values[7] += src == 2
-
-    assert wrong_senders(broadcast, 0, 4, "cpu") == [2]
-
-
-# --- the connection to a probe
-
-
-def probe(prefix: str = "") -> list[str]:
-    """A probe behind a remote shell that runs `prefix` first."""
-    words = probe_words(sys.executable, 0)
-    return ["sh", "-c", f'{prefix} exec "$@"', "sh", *words]
+def reports_of(*commands: list[str], limit_s: float = 60) -> dict[str, dict[str, Any]]:
+    """The reports of nodes with one process each, without a process group."""
+    names = [f"n{number}" for number in range(len(commands))]
+    target = Target(
+        names=names,
+        processes=[0] * len(commands),
+        commands=[(command, [node]) for node, command in enumerate(commands)],
+        environment={"NCCL_SPACES": "a 'b' $(c)\n"},
+        master="127.0.0.1",
+        port=29999,
+        limit_s=limit_s,
+    )
+    return ask(target, asked(processes=target.processes))
 
 
-def probes_of(command: list[str]) -> Probes:
-    return Probes(["n1"], [(command, [0])], {"NCCL_SPACES": "a 'b' $(c)\n"})
-
-
-def test_replies_pass_through_a_shell_that_prints_a_greeting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NCCL_LONG", "x" * 3 * CHUNK)
-    with closing(probes_of(probe("echo Welcome to n1;"))) as nodes:
-        assert nodes.hello(60)[0]["python"] == sys.version.split()[0]
-        asked = {"packages": ["torch"], "variables": ["NCCL_LONG", "NCCL_SPACES"], "paths": []}
-        answer = nodes.ask("facts", {0: asked}, 60)[0]
-        assert answer["machine"]["environment"]["NCCL_LONG"] == "x" * 3 * CHUNK
-        assert answer["machine"]["environment"]["NCCL_SPACES"] == "a 'b' $(c)\n"
-        nowhere = {"folder": "/nowhere", "name": "a", "token": "x"}
-        assert nodes.ask("write", {0: nowhere}, 60)[0]["failed"] == "ENOENT"
-        assert nodes.ask("lock", {0: {"nonsense": 1}}, 60) == {}
-        (failure,) = nodes.unreachable()
-        assert "n1 could not answer 'lock': TypeError" in failure.text
-        assert nodes.present() == [0]
+def test_a_report_passes_through_a_shell_that_prints_a_greeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "CHUNK", 100)
+    command = ["sh", "-c", 'echo Welcome; exec "$@"', "sh", sys.executable, "-", "0"]
+    report = reports_of(command)["n0"]
+    assert "lost" not in report
+    assert report["host"]["executable"] == sys.executable and report["group"]["ranks"] == []
 
 
 @pytest.mark.parametrize(
-    ("command", "says"),
+    ("command", "lost"),
     [
-        (
-            ["sh", "-c", "echo 'n1: Permission denied (publickey).' >&2; exit 255"],
-            "cannot start a probe on n1: n1: Permission",
-        ),
-        (["sh", "-c", "exit 1"], "cannot start a probe on n1: it ended without a message"),
-        (["sleep", "60"], "cannot start a probe on n1: no reply within 1.5 s"),
+        (["sh", "-c", "echo 'n0: Permission denied (publickey).' >&2; exit 255"], "n0: Permission denied"),
+        (["sh", "-c", "exit 1"], "it ended without a message"),
+        (["sleep", "60"], "no reply within 1.5 s"),
     ],
 )
-def test_a_probe_that_does_not_start_is_reported_with_its_last_output(command: list[str], says: str) -> None:
-    with closing(probes_of(command)) as nodes:
-        assert nodes.hello(1.5) == {}
-        assert nodes.present() == []
-        (result,) = nodes.unreachable()
-    assert result.level == "error"
-    assert says in result.text
-    assert result.fix
+def test_a_probe_that_does_not_start_is_lost_with_its_last_output(command: list[str], lost: str) -> None:
+    report = reports_of(command, limit_s=1.5)["n0"]
+    assert report["lost"].startswith(lost) and "stage" not in report
 
 
-def test_an_old_python_is_reported_with_its_version() -> None:
-    old = f"import sys;sys.version_info=(3,8,10);sys.version='3.8.10 (old)';{BOOTSTRAP.partition(';')[2]}"
-    with closing(probes_of([sys.executable, "-c", old, "0"])) as nodes:
-        assert nodes.hello(60) == {}
-        (result,) = nodes.unreachable()
-    assert "the interpreter on n1 is Python 3.8.10" in result.text
-    assert "3.11 or newer" in result.fix
-
-
-def test_a_probe_that_dies_between_requests_is_reported() -> None:
-    with closing(probes_of(probe())) as nodes:
-        nodes.hello(60)
-        nodes._connections[0].process.kill()
-        assert nodes.ask("lock", {0: {}}, 60) == {}
-        assert "n1 stopped replying at 'lock'" in nodes.unreachable()[0].text
-
-
-def test_replies_come_in_the_order_of_the_nodes() -> None:
-    commands = [(["sh", "-c", 'sleep 0.5; exec "$@"', "sh", *probe_words(sys.executable, 0)], [0])]
-    commands.append((probe_words(sys.executable, 1), [1]))
-    with closing(Probes(["slow", "quick"], commands, {})) as nodes:
-        assert list(nodes.hello(60)) == [0, 1]
-
-
-def test_nodes_with_the_same_error_are_one_result() -> None:
-    refused = ["sh", "-c", "echo 'srun: error: invalid partition specified: gpu' >&2; exit 1"]
-    with closing(Probes(["a", "b"], [(refused, [0, 1])], {})) as nodes:
-        nodes.hello(30)
-        (result,) = nodes.unreachable()
-    assert result.nodes == ("a", "b")
+def test_a_probe_that_hangs_is_lost_with_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = "def gpus(node, request):\n    time.sleep(60)\n"
+    monkeypatch.setattr(probe, "SOURCE", f"{probe.SOURCE}\n{hanging}")
+    report = reports_of([sys.executable, "-", "0"], limit_s=6)["n0"]
+    assert (report["stage"], report["lost"]) == ("gpus", "no reply within 6 s") and "host" in report
 
 
 @pytest.mark.slow
@@ -241,8 +154,7 @@ def test_a_hanging_rank_is_killed_and_reported_with_its_stage(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    waited, hung = group(
-        processes=2, first_rank=0, world_size=2, master=("127.0.0.1", port), device="cpu", limit_s=4
-    )
-    assert hung == {"stage": "starting", "failed": "not done after 4 s"}
-    assert waited["stage"] in ("starting", "device", "joining")  # depends on the load of the machine
+    found = probe.group(0, asked(processes=[2], master="127.0.0.1", port=port, limit_s=4))
+    waited, hung = found["ranks"]
+    assert hung == {"stage": "starting", "failed": "not done in time"}
+    assert waited["stage"] in probe.STAGES[:4]  # depends on the load of the machine

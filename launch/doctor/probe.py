@@ -1,0 +1,352 @@
+"""The probe of `launch doctor`: examines one node from inside and prints a report.
+
+`nodes.py` sends this file as text to `python -` on each node, so a node needs no installed KineMAE. It uses
+the standard library only; torch is imported by the ranks of the process group, each in its own process.
+"""
+
+from __future__ import annotations  # an old Python reports its version instead of a syntax error
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+MARK = "kinemae-probe"
+# srun keeps lines of at most 1024 characters whole; it may mix longer ones of several nodes.
+CHUNK = 800
+GPU_FIELDS = (
+    *("index", "name", "driver_version", "memory.total", "memory.used"),
+    "ecc.errors.uncorrected.volatile.total",
+)
+JOINING = "joining the group"
+STAGES = ("starting", "importing torch", "selecting a GPU", JOINING, "summing", "done")  # of a rank
+_SMI_S, _CONNECT_S, _SEEN_S = 15, 5, 4.0
+_GET_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
+_REDUCED_MB = {"gloo": 8, "nccl": 256}  # of the timed all-reduce
+_TAIL = 800
+_LOCKS: list[Any] = []  # held until the process ends
+SOURCE = globals().get("SOURCE") or Path(__file__).read_text(encoding="utf-8")
+
+
+def main(request: dict[str, Any]) -> None:
+    """Print a report in parts, each announced by its stage: the last stage names a part that hangs.
+
+    Args:
+        request: `environment` (variables from the cluster file), `packages`, `paths` (folders that must
+            exist), `run_dir` (a new folder in the run folder, or None), `shards`, `token`, `processes` (of
+            each node), `master` (null on Slurm), `port`, `limit_s` (of the process group).
+    """
+    node = int(sys.argv[1] if len(sys.argv) > 1 else os.environ["SLURM_PROCID"])
+    os.environ.update(request["environment"])
+    for part in (host, gpus, folder, shards, group, seen):
+        _send(node, {"stage": part.__name__})
+        _send(node, {part.__name__: part(node, request)})
+    _send(node, {"stage": "done"})
+
+
+def _send(node: int, values: dict[str, Any]) -> None:
+    text = json.dumps(values)
+    chunks = [text[start : start + CHUNK] for start in range(0, len(text), CHUNK)]
+    for number, chunk in enumerate(chunks, 1):
+        sys.stdout.write(f"{MARK} {node} {len(chunks) - number} {chunk}\n")
+    sys.stdout.flush()
+
+
+def host(node: int, request: dict[str, Any]) -> dict[str, Any]:
+    """Versions, limit of open files, missing folders, and the address that Gloo announces to other nodes."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # a rank raises the soft limit
+    return {
+        "name": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        "hostname": socket.gethostname(),
+        "versions": {
+            "python": sys.version.split()[0],
+            **{name: _version(name) for name in request["packages"]},
+        },
+        "executable": sys.executable,
+        "open_files": None if hard == resource.RLIM_INFINITY else hard,
+        "missing": [path for path in request["paths"] if not Path(path).is_dir()],
+        "has_interface": "GLOO_SOCKET_IFNAME" in os.environ,
+        "own_address": _own_address(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _own_address() -> str | None:
+    """The first bindable address of the own hostname; Gloo uses it unless an interface is set."""
+    with contextlib.suppress(OSError):
+        found = socket.getaddrinfo(socket.gethostname(), 0, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as handle, contextlib.suppress(OSError):
+                handle.bind(address)
+                return str(address[0])
+    return None
+
+
+def gpus(node: int, request: dict[str, Any]) -> dict[str, str]:
+    """`lines` of nvidia-smi with `GPU_FIELDS`, empty without nvidia-smi; or `failed` with the reason."""
+    if shutil.which("nvidia-smi") is None:
+        return {"lines": ""}
+    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_S)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"no reply within {_SMI_S} s"}
+    except OSError as error:
+        return {"failed": str(error)}
+    if ran.returncode != 0:
+        return {"failed": (ran.stdout + ran.stderr).strip()[-200:] or f"exit code {ran.returncode}"}
+    return {"lines": ran.stdout}
+
+
+def folder(node: int, request: dict[str, Any]) -> dict[str, Any] | None:
+    """Write a file as checkpoints are written (partial name, fsync, rename), and try to lock another one.
+
+    All nodes try before the process group and hold the lock until it has ended.
+
+    Returns:
+        `free_bytes` and `lock` (locked, busy, or the reason); or `failed` with the reason.
+    """
+    if request["run_dir"] is None:
+        return None
+    path = Path(request["run_dir"]) / f"node-{node}"
+    try:
+        with path.with_suffix(".partial").open("w") as file:
+            file.write(request["token"].ljust(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+        path.with_suffix(".partial").rename(path)
+    except OSError as error:
+        return {"failed": error.strerror or str(error)}
+    return {"free_bytes": shutil.disk_usage(path.parent).free, "lock": _lock(path.with_name("lock"))}
+
+
+def _lock(path: Path) -> str:
+    """Lock a file as a run locks its folder."""
+    try:
+        _LOCKS.append(path.open("a"))
+        fcntl.flock(_LOCKS[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "busy"
+    except OSError as error:
+        return error.strerror or str(error)
+    return "locked"
+
+
+def seen(node: int, request: dict[str, Any]) -> list[str] | None:
+    """The nodes' files that are visible here; a network file system may show an old listing for a moment."""
+    if request["run_dir"] is None:
+        return None
+    names = [f"node-{other}" for other in range(len(request["processes"]))]
+    end = time.monotonic() + _SEEN_S
+    while True:
+        found = [name for name in names if _content(Path(request["run_dir"]) / name) == request["token"]]
+        if len(found) == len(names) or time.monotonic() > end:
+            return found
+        time.sleep(0.2)
+
+
+def _content(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def shards(node: int, request: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """For each data set its `fingerprint`, after a byte of its last shard was read; or `failed`."""
+    found = {}
+    for name in request["shards"]:
+        try:
+            fingerprint = json.loads((Path(name) / "dataset.json").read_text())["fingerprint"]
+            for tar in sorted(Path(name).glob("*.tar"))[-1:]:
+                with tar.open("rb") as file:
+                    file.seek(-1, os.SEEK_END)
+                    file.read(1)
+            found[name] = {"fingerprint": fingerprint}
+        except OSError as error:
+            found[name] = {"failed": f"{error.strerror}: {error.filename or name}"}
+        except (ValueError, LookupError, TypeError) as error:
+            found[name] = {"failed": f"dataset.json cannot be read: {error}"}
+    return found
+
+
+def group(node: int, request: dict[str, Any]) -> dict[str, Any]:
+    """Start this node's ranks of a process group of all nodes, and wait for them.
+
+    Returns:
+        `master` and `port`; `port_failed` if the first node cannot listen there; `link`, see `_connect`; and
+        for each rank its results, see `rank_main`, and `failed` unless its stage is `done`.
+    """
+    processes, port = request["processes"], request["port"]
+    master = request["master"] or os.environ.get("MASTER_ADDR") or _slurm_master()
+    report = {"master": master, "port": port, "port_failed": None, "link": None, "ranks": []}
+    if node == 0:
+        try:
+            socket.create_server(("", port)).close()
+        except OSError as error:
+            return dict(report, port_failed=os.strerror(error.errno or 0))
+    end = time.monotonic() + request["limit_s"]
+    first, world = sum(processes[:node]), sum(processes)
+    ranks = [
+        _start_rank(
+            RANK=first + local,
+            WORLD_SIZE=world,
+            LOCAL_RANK=local,
+            LOCAL_WORLD_SIZE=processes[node],
+            MASTER_ADDR=master,
+            MASTER_PORT=port,
+            OMP_NUM_THREADS=1,
+            DOCTOR_LIMIT_S=request["limit_s"],
+        )
+        for local in range(processes[node])
+    ]
+    link = _connect(master, port, end, ranks) if node > 0 else None
+    return dict(report, link=link, ranks=[_wait_for(rank, end) for rank in ranks])
+
+
+def _slurm_master() -> str:
+    """The address that Slurm uses for the first node, as in the batch script; its name without scontrol."""
+    nodes = os.environ["SLURM_STEP_NODELIST"]
+    with contextlib.suppress(OSError):
+        command = ["scontrol", "--oneliner", "show", "node", nodes]
+        shown = re.search(r"\bNodeAddr=(\S+)", subprocess.run(command, capture_output=True, text=True).stdout)
+        if shown:
+            return shown[1]
+    return nodes.partition(",")[0].partition("-")[0].replace("[", "").replace("]", "")
+
+
+def _start_rank(**variables: Any) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    rank = subprocess.Popen(
+        [sys.executable, "-"],
+        env={**os.environ, **{name: str(value) for name, value in variables.items()}},
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+    )
+    assert rank.stdin is not None
+    with rank.stdin as stdin, contextlib.suppress(OSError):  # a rank that has ended
+        stdin.write(f"SOURCE = {SOURCE!r}\nexec(compile(SOURCE, 'probe.py', 'exec'))\nrank_main()\n")
+    rank.stdin = None  # `communicate` would flush it
+    return rank
+
+
+def _connect(master: str, port: int, end: float, ranks: list[Any]) -> dict[str, Any]:
+    """Connect to the first rank, which listens after it has imported torch, or until all ranks have ended.
+
+    Returns:
+        `failed`, the last reason or None, and the `interface` that leads there, if known.
+    """
+    failed = "no reply"
+    while time.monotonic() < end and any(rank.poll() is None for rank in ranks):
+        try:
+            with socket.create_connection((master, port), timeout=_CONNECT_S) as connection:
+                address = connection.getsockname()[0].replace("::ffff:", "")
+            names = [name for _, name in socket.if_nameindex() if _ipv4(name) == address]
+            return {"failed": None, "interface": names[0] if names else None}
+        except OSError as error:  # a time-out has no message
+            failed = error.strerror or "no reply"
+        time.sleep(0.1)
+    return {"failed": failed}
+
+
+def _ipv4(interface: str) -> str | None:
+    request = struct.pack("256s", interface.encode()[:15])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle, contextlib.suppress(OSError):
+        return socket.inet_ntoa(fcntl.ioctl(handle, _GET_ADDRESS, request)[20:24])
+    return None
+
+
+def _wait_for(rank: subprocess.Popen[str], end: float) -> dict[str, Any]:
+    try:
+        output, errors = rank.communicate(timeout=max(0.5, end - time.monotonic()))
+        failed = f"ended with exit code {rank.returncode}: {errors.strip()[-_TAIL:]}"
+    except subprocess.TimeoutExpired:
+        rank.kill()
+        output, errors = rank.communicate()
+        failed = "not done in time"
+    result = {"stage": "starting"}
+    for line in output.splitlines():
+        if line.startswith("{"):
+            result.update(json.loads(line))
+    return result if result["stage"] == "done" else dict(result, failed=failed)
+
+
+def rank_main() -> None:
+    """Join a Gloo group, and an NCCL group if every rank has a GPU; sum integers; time an all-reduce.
+
+    Prints, as JSON objects: `stage` before each step; `build` (versions of torch and NCCL), `gpus` (their
+    number); for each backend `wrong` (the first wrong sum, or None) and `mb_per_s` (of a link of a ring).
+    """
+    signal.alarm(int(os.environ["DOCTOR_LIMIT_S"]) + 10)  # if the probe was killed
+    _print(stage="importing torch")
+    import torch
+    import torch.distributed as dist
+
+    is_gpu = torch.cuda.is_available()
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if is_gpu else "none"
+    build = f"torch {torch.__version__}, NCCL {nccl}"
+    _print(stage="selecting a GPU", build=build, gpus=torch.cuda.device_count())
+    if is_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    _print(stage=JOINING)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=float(os.environ["DOCTOR_LIMIT_S"]) / 2))
+    are_gpus = torch.tensor(int(is_gpu))
+    dist.all_reduce(are_gpus, dist.ReduceOp.MIN)
+    _print(stage="summing")
+    for backend, device in [("gloo", "cpu")] + ([("nccl", "cuda")] if are_gpus else []):
+        group = dist.new_group(backend=backend)
+        wrong, rate = sums(lambda values, group=group: dist.all_reduce(values, group=group), backend, device)
+        _print(**{backend: {"wrong": wrong, "mb_per_s": rate}})
+    dist.barrier()
+    _print(stage="done")
+    os._exit(0)  # the backend's clean-up may wait for ranks that have ended
+
+
+def _print(**values: Any) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+def sums(all_reduce: Any, backend: str, device: str) -> tuple[str | None, float]:
+    """Check sums of integers below 2^24, which float32 represents exactly, and time the all-reduce.
+
+    Returns:
+        The first wrong value, or None; MB/s on a link of a ring (2 (n - 1) / n of the bytes), best of three.
+    """
+    import torch
+
+    rank, world = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    pattern = (torch.arange(_REDUCED_MB[backend] * 250_000, device=device) % 7).float()
+    expected = pattern * (world * (world + 1) // 2)
+    wrong, seconds = None, []
+    for _ in range(4):  # the first one opens connections
+        values = pattern * (rank + 1)
+        began = time.monotonic()
+        all_reduce(values)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.monotonic() - began)
+        for place in (values != expected).nonzero().flatten()[:1].tolist():
+            wrong = f"value {place} is {values[place]:g} instead of {expected[place]:g}"
+    return wrong, 2 * (world - 1) / world * _REDUCED_MB[backend] / min(seconds[1:])
