@@ -7,8 +7,8 @@ from collections.abc import Sequence
 _CUTOFF = 0.75
 _MAX_HINTS = 3
 
-# Our keys, each with the names that VideoMAE, MAE, V-JEPA, timm, transformers and others use for it. Keys
-# that are not in the schema are skipped. A key with spaces is a sentence and is shown verbatim.
+# Our keys, each with the names that VideoMAE, MAE, V-JEPA, timm, transformers, torchrun, Slurm and others use
+# for it. Keys that are not in the schema are skipped. A key with spaces is a sentence and is shown verbatim.
 _FIELD_NAMES: dict[str, str] = {
     "masking.args.ratio": "ratio mask_ratio masking_ratio mask_prob encoder_mask_ratio",
     "masking": "mask mask_type mask_generator masking_strategy",
@@ -99,6 +99,18 @@ _FIELD_NAMES: dict[str, str] = {
     "megabytes_per_shard": "maxsize max_size mb_per_shard",
     "layout.args.short_side": "size resolution short_side resize height",
     "unlabelled": "unlabeled num_unlabelled",
+    "processes": "nproc nproc_per_node num_gpus gpus ngpus ntasks num_processes np tasks",
+    "processes_per_node": "nproc nproc_per_node num_gpus gpus ngpus ntasks num_processes np tasks "
+    "ntasks_per_node tasks_per_node processes",
+    "nodes": "nnodes num_nodes",
+    "cpus_per_process": "cpus cpus_per_task cpus_per_node",
+    "gpus_per_node": "gres gpus_per_task",
+    "resources": "cpus cpus_per_task cpus_per_node gres gpus_per_task gpus_per_node mem memory_per_node",
+    "memory": "mem memory_per_node",
+    "time": "time_limit walltime",
+    "environment": "env envs",
+    "name": "job_name",
+    "hosts": "nodelist hostlist host",
     "the launcher sets the processes: kinemae launch local processes=N -- pretrain CONFIG": "nproc "
     "nproc_per_node num_gpus gpus world_size n_gpus ngpus devices nodes nnodes num_nodes local_rank rank",
     "the classes come from the data set": "nb_classes num_classes n_classes num_labels",
@@ -184,8 +196,10 @@ def is_key(key: str, keys: Sequence[str], components: Sequence[str]) -> bool:
 
 
 def _from_synonym(leaf: str, keys: Sequence[str], components: Sequence[str]) -> list[str]:
-    """Translate a key name of another project to the keys of this schema."""
-    return [hint for hint in SYNONYMS.get(leaf.lower(), ()) if " " in hint or is_key(hint, keys, components)]
+    """Translate a key name of another project to the keys of this schema, or to a sentence without one."""
+    hints = SYNONYMS.get(leaf.lower(), [])
+    known = [hint for hint in hints if is_key(hint, keys, components)]
+    return known or [hint for hint in hints if " " in hint]
 
 
 def _close(leaf: str, by_leaf: dict[str, str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,23 +9,6 @@ from kinemae.data_tools.config_files import find_config
 from kinemae.data_tools.overrides import ConfigError, check_overrides
 
 Cluster = TypeVar("Cluster")
-
-# Names that torchrun, Slurm and other launchers use, with the keys that mean the same here.
-_SYNONYMS = {
-    **dict.fromkeys(
-        ("nproc", "nproc_per_node", "num_gpus", "gpus", "ngpus", "ntasks", "num_processes", "np", "tasks"),
-        ("processes", "processes_per_node"),
-    ),
-    **dict.fromkeys(("ntasks_per_node", "tasks_per_node"), ("processes_per_node",)),
-    **dict.fromkeys(("nnodes", "num_nodes"), ("nodes",)),
-    **dict.fromkeys(("cpus", "cpus_per_task", "cpus_per_node"), ("cpus_per_process", "resources")),
-    **dict.fromkeys(("gres", "gpus_per_task", "gpus_per_node"), ("gpus_per_node", "resources")),
-    **dict.fromkeys(("time_limit", "walltime"), ("time",)),
-    **dict.fromkeys(("mem", "memory_per_node"), ("memory", "resources")),
-    **dict.fromkeys(("env", "envs"), ("environment",)),
-    **dict.fromkeys(("job_name",), ("name",)),
-    **dict.fromkeys(("nodelist", "hostlist", "host"), ("hosts", "hostfile")),
-}
 
 
 def read_cluster(schema: type[Cluster], file: str | Path | None, overrides: Sequence[str]) -> Cluster:
@@ -41,12 +23,6 @@ def read_cluster(schema: type[Cluster], file: str | Path | None, overrides: Sequ
     """
     from kinemae.data_tools.config import load_config  # imports omegaconf, which --help does not need
 
-    names: list[str] = [field.name for field in fields(schema)]  # type: ignore[arg-type]
-    for override in overrides:
-        key = override.partition("=")[0]
-        meant = [name for name in _SYNONYMS.get(key, ()) if name in names]
-        if meant and key not in names:
-            raise ConfigError(f"config key {key}: unknown key; did you mean {meant[0]}?")
     path = None if file is None else find_config(str(file), "cluster")
     return load_config(schema, path, overrides)
 

@@ -5,14 +5,16 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
 from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED, describe_exit
 from kinemae.data_tools.overrides import ConfigError
+from kinemae.data_tools.progress import duration
 from kinemae.launch.commands import add_command
 from kinemae.launch.job import LAUNCH_FOLDER, LOGS_FOLDER
 from kinemae.launch.k8s import kubectl
@@ -20,7 +22,6 @@ from kinemae.launch.record import is_locked, read_record, request_stop, saved_st
 from kinemae.launch.slurm.queue import cancel_job, describe_job, job_end, job_states
 
 _POLL_S, _POLL_SCHEDULER_S = 0.5, 30.0
-_BLOCK = 1 << 16
 _SUPERVISED = ("local", "ssh")  # kinds whose launcher runs as long as the run
 
 
@@ -135,12 +136,11 @@ def _config(run_dir: Path) -> dict[str, Any]:
 
 def _last_metrics(path: Path) -> dict[str, Any] | None:
     """The last complete line of a metrics file."""
-    for line in reversed(last_lines(path, 2)):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        return value if isinstance(value, dict) else None
+    with _open_text(path) as file:
+        for line in reversed(deque(file, 2)):
+            with suppress(ValueError):
+                value = json.loads(line)
+                return value if isinstance(value, dict) else None
     return None
 
 
@@ -166,17 +166,6 @@ def _table(run_dir: Path, status: dict[str, Any]) -> str:
     return "".join(f"{name:<13}{text}\n" for name, text in rows)
 
 
-def duration(seconds: float) -> str:
-    """A duration in words, such as 45 s, 12 min, 3 h 20 min, 2 d 5 h."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
-
-
 def run_logs(arguments: argparse.Namespace) -> int:
     """Run `launch logs`."""
     folder = arguments.run_dir / LOGS_FOLDER
@@ -189,56 +178,30 @@ def run_logs(arguments: argparse.Namespace) -> int:
         there = ", ".join(sorted(log.name for log in folder.glob("*.log"))) or "nothing"
         raise ConfigError(f"{path}: there is no such log; {folder} contains {there}")
     try:
-        for text in _follow(arguments, path) if arguments.follow else _tail(arguments, path):
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        _print_log(path, arguments)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return 0
 
 
-def _tail(arguments: argparse.Namespace, path: Path) -> Iterator[str]:
-    for line in last_lines(path, arguments.lines):
-        yield f"{line}\n"
-
-
-def _follow(arguments: argparse.Namespace, path: Path) -> Iterator[str]:
-    """Yield the last lines, then new output until the run has ended."""
-    record, next_look = read_record(arguments.run_dir), 0.0
-    every_s = _POLL_S if record["kind"] in _SUPERVISED else _POLL_SCHEDULER_S  # to spare its controller
-    is_over = False
-    with path.open("rb") as file:
-        file.seek(_start_of_last_lines(path, arguments.lines))
-        while True:
+def _print_log(path: Path, arguments: argparse.Namespace) -> None:
+    """Print the last lines; with `--follow`, then new output until the run has ended."""
+    with _open_text(path) as file:
+        sys.stdout.writelines(deque(file, arguments.lines))
+        next_look, is_over = 0.0, not arguments.follow
+        while not is_over:
             if time.monotonic() >= next_look:
+                record = read_record(arguments.run_dir)
+                every_s = _POLL_S if record["kind"] in _SUPERVISED else _POLL_SCHEDULER_S  # spares it
                 next_look = time.monotonic() + every_s
-                state = _state(arguments.run_dir, read_record(arguments.run_dir))["state"]
-                is_over = state in ("ended", "lost")
-            while output := file.read(_BLOCK):
-                yield output.decode(errors="backslashreplace")
-            if is_over:
-                return
-            time.sleep(_POLL_S)
+                is_over = _state(arguments.run_dir, record)["state"] in ("ended", "lost")
+            sys.stdout.write(file.read())
+            sys.stdout.flush()
+            time.sleep(0 if is_over else _POLL_S)
 
 
-def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a file of any size."""
-    with path.open("rb") as file:
-        file.seek(_start_of_last_lines(path, count))
-        return file.read().decode(errors="backslashreplace").splitlines()
-
-
-def _start_of_last_lines(path: Path, count: int) -> int:
-    """The offset of the last lines of a file; read backwards from its end."""
-    with path.open("rb") as file:
-        place, tail = file.seek(0, 2), b""
-        while place > 0 and tail.count(b"\n") <= count:
-            step = min(_BLOCK, place)
-            place -= step
-            file.seek(place)
-            tail = file.read(step) + tail
-        lines = tail.splitlines(keepends=True)
-        return place + len(tail) - sum(len(line) for line in lines[max(0, len(lines) - count) :])
+def _open_text(path: Path) -> TextIO:
+    return path.open(encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def run_cancel(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`kinemae pretrain cost CONFIG [a.b=c]`: FLOPs, memory and memory traffic of a run, for each clip.
+"""`kinemae pretrain cost CONFIG [a.b=c]`: parameters, FLOPs and memory of a run, for each clip.
 
 The model runs on the meta device: shards and memory for weights are not needed. `kinemae launch plan` reads
 the result.
@@ -24,7 +24,7 @@ from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.builders import build_components, build_model, token_selection
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
-from kinemae.pretrain.model.cost_tracer import ATTENTION, OTHER, PRODUCT, Operation, Trace, trace_step
+from kinemae.pretrain.model.cost_tracer import Trace, trace_step
 from kinemae.pretrain.model.flops import Flops, count_flops
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.runtime.muon import muon_flops, stacked_matrices
@@ -36,10 +36,6 @@ UPDATE_FLOPS = 16
 
 AVERAGE_FLOPS = 3
 """FLOPs of an exponential moving average for each value: a difference, a product and a sum."""
-
-UPDATE_BYTES = 36
-"""Bytes of an update for each value: AdamW reads four and writes three float32; the gradient's norm reads it
-again, and clipping writes it."""
 
 _TRACED = (2, 4)  # clips; one clip costs half the difference, since a batch of one is a special case
 _EXAMINED_STEPS = 100
@@ -58,8 +54,8 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
 
     "tokens" are for one mask of a clip, "flops" for a clip with all its masks. "plain" and "recomputed"
     (activation checkpointing) hold lines through the bytes of a `Trace` ("held", "peak",
-    "peak_with_gradients"), and the "work" of `_work`. If the mask ratio changes, the values are those of the
-    most expensive of the first steps.
+    "peak_with_gradients"). If the mask ratio changes, the values are those of the most expensive of the first
+    steps.
 
     Raises:
         ValueError: the config cannot be run; the message names the key.
@@ -84,7 +80,6 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
         "flops": _flops(
             build, _clips(config, split, first_clip, 1), parameters, _iteration_flops(model, config.optim)
         ),
-        "update_bytes": UPDATE_BYTES * parameters["trainable"] + 12 * parameters["averaged"],
         "plain": _traced(build, config, split, first_clip, recomputes=False),
         "recomputed": _traced(build, config, split, first_clip, recomputes=True),
         "data": _data(config),
@@ -187,7 +182,6 @@ def _run(config: PretrainConfig) -> dict[str, Any]:
         "bucket_mb": config.engine.bucket_mb,
         "recomputes": config.engine.activation_checkpointing,
         "grad_reduce_dtype": _grad_reduce_dtype(config),
-        "save_every_steps": config.save_every_steps,
         "keep_checkpoints": config.keep_checkpoints,
         "frames": clip.frames,
         "size": clip.size,
@@ -218,7 +212,6 @@ def parameter_counts(model: MaskedAutoencoder, *, has_average: bool = False) -> 
         "target": of["target"],
         "all": _size(model) + of_average,
         "trainable": count,
-        "tensors": len(trainable),
         "averaged": of_target + of_average,
         "buffer_bytes": sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
         "unsaved_bytes": model.target.unsaved_bytes(),
@@ -262,39 +255,7 @@ def _traced(
         )
         for count in _TRACED
     )
-    return {
-        **{name: _line(few, many, name) for name in ("held", "peak", "peak_with_gradients")},
-        "work": _work(few.operations, many.operations),
-    }
-
-
-def _work(few: tuple[Operation, ...], many: tuple[Operation, ...]) -> list[dict[str, Any]]:
-    """Sums of operations by kind and arithmetic intensity (FLOPs for each byte, in powers of two).
-
-    "flops" and "bytes" are (per micro-batch, per clip); "calls" are per micro-batch.
-    """
-    sums: dict[tuple[str, int], list[int]] = {}
-    if len(few) != len(many):  # a component whose operations depend on values
-        few, many = _by_kind(few), _by_kind(many)
-    more = _TRACED[1] - _TRACED[0]
-    for low, high in zip(few, many, strict=True):
-        flops, moved = (high.flops - low.flops) // more, (high.bytes - low.bytes) // more
-        intensity = round(math.log2(max(flops, 1) / max(moved, 1))) if low.flops else 0
-        amounts = (low.flops - _TRACED[0] * flops, flops, low.bytes - _TRACED[0] * moved, moved, 1)
-        total = sums.setdefault((low.kind, intensity), [0] * len(amounts))
-        total[:] = [one + other for one, other in zip(total, amounts, strict=True)]
-    return [
-        {"kind": kind, "flops": total[:2], "bytes": total[2:4], "calls": total[4]}
-        for (kind, _), total in sorted(sums.items())
-    ]
-
-
-def _by_kind(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
-    alike = {kind: [one for one in operations if one.kind == kind] for kind in (ATTENTION, OTHER, PRODUCT)}
-    return tuple(
-        Operation(kind, sum(one.flops for one in ones), sum(one.bytes for one in ones))
-        for kind, ones in alike.items()
-    )
+    return {name: _line(few, many, name) for name in ("held", "peak", "peak_with_gradients")}
 
 
 def _line(few: Trace, many: Trace, name: str) -> dict[str, int]:

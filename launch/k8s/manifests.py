@@ -66,11 +66,8 @@ def _job_set_spec(cluster: KubernetesCluster, source: str) -> Manifest:
     message, a stop ends the job, and a final failure is still not repeated.
     """
 
-    def fail_on(codes: frozenset[int]) -> Manifest:
-        exit_codes = {"containerName": "node", "operator": "In", "values": sorted(codes)}
-        return {"action": "FailJob", "onExitCodes": exit_codes}
-
-    disruption = {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    codes = {"containerName": "node", "operator": "In", "values": sorted(FAILED | STOPPED)}
+    disruption = [{"type": "DisruptionTarget", "status": "True"}]
     stopped = f"exit code ({'|'.join(map(str, sorted(STOPPED)))}) "
     policy = {"onJobFailureReasons": ["PodFailurePolicy"]}
     job = {
@@ -78,7 +75,12 @@ def _job_set_spec(cluster: KubernetesCluster, source: str) -> Manifest:
         "completions": cluster.nodes,
         "parallelism": cluster.nodes,
         "backoffLimit": 0,
-        "podFailurePolicy": {"rules": [fail_on(FAILED), disruption, fail_on(STOPPED)]},
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "FailJob", "onExitCodes": codes},
+                {"action": "FailJob", "onPodConditions": disruption},
+            ]
+        },
         "template": patched(_pod_template(cluster, source), cluster.patch),
     }
     return {
@@ -94,7 +96,7 @@ def _job_set_spec(cluster: KubernetesCluster, source: str) -> Manifest:
                 {"name": "final", "action": "FailJobSet", **policy},
             ],
         },
-        "replicatedJobs": [{"name": "node", "replicas": 1, "template": {"spec": job}}],
+        "replicatedJobs": [{"name": "node", "template": {"spec": job}}],
     }
 
 
@@ -115,7 +117,7 @@ def _pod_template(cluster: KubernetesCluster, source: str) -> Manifest:
                 "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{RESTART_LABEL}']"}},
             }
         ],
-        "resources": {"requests": dict(cluster.resources), "limits": dict(cluster.resources)},
+        "resources": {"limits": dict(cluster.resources)},  # also the requests
         "volumeMounts": [{"name": name, "mountPath": folder} for folder, name in mounts.items()],
     }
     if cluster.secrets:
@@ -219,7 +221,7 @@ def _own_metadata(cluster: KubernetesCluster) -> Manifest:
 
 
 def _header(version: str, kind: str, name: str, cluster: KubernetesCluster) -> Manifest:
-    labels = {"app.kubernetes.io/name": "kinemae", "app.kubernetes.io/instance": cluster.name}
+    labels = {"app.kubernetes.io/instance": cluster.name}
     metadata = {"name": name, "namespace": cluster.namespace, "labels": labels}
     return {"apiVersion": version, "kind": kind, "metadata": metadata}
 
@@ -241,5 +243,6 @@ class _Dumper(yaml.SafeDumper):
             node.style = "|"
         elif isinstance(data, dict | list):
             is_words = isinstance(data, list) and all(isinstance(entry, str) for entry in data)
-            node.flow_style = is_words or (len(repr(data)) <= _LINE and r"\n" not in repr(data))
+            text = repr(data).replace("'", "")  # about as long as in YAML
+            node.flow_style = is_words or (len(text) <= _LINE and r"\n" not in text)
         return node

@@ -93,49 +93,33 @@ def needed(
 ) -> dict[str, float]:
     """Peak bytes of one process by kind, and their sum.
 
-    At stage 0 gradients are copied into one buffer after the activations are freed: the larger counts.
+    At stage 0 gradients are views of their buckets; they are sent as copies if they are sent in bf16.
     """
     parts = states(cost["parameters"], stage=stage, world=machines.world, bucket_mb=cost["run"]["bucket_mb"])
     held = passing(cost, clips, machines, recomputes=recomputes)
     if machines.device == "cpu" and stage == 3 and machines.world > 1:  # gloo reduces a copy
         parts["buckets"] *= 1.5
-    exchange = min(FLOAT * cost["parameters"]["trainable"], 2e9) if stage == 0 else 0
-    parts = {**parts, "activations": max(held, exchange), "process": 1e9 * machines.process_gb}
+    if stage == 0 and machines.world > 1 and cost["run"]["grad_reduce_dtype"] == "bf16":
+        parts["buckets"] = 2 * cost["parameters"]["trainable"]
+    parts = {**parts, "activations": held, "process": 1e9 * machines.process_gb}
     return {**parts, "all": sum(parts.values())}
-
-
-def largest_micro_batch(cost: dict[str, Any], machines: Resolved, *, stage: int, recomputes: bool) -> int:
-    """The largest micro-batch that fits a device; 0 if none does."""
-
-    def fits(clips: int) -> bool:
-        parts = needed(cost, clips, machines, stage=stage, recomputes=recomputes)
-        return parts["all"] <= _USABLE * 1e9 * machines.memory_gb
-
-    if not fits(1):
-        return 0
-    low, high = 1, 2
-    while fits(high) and high < 1 << 20:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
 
 
 def memory_table(cost: dict[str, Any], micro: int, machines: Resolved) -> list[dict[str, Any]]:
     """A row for each stage, with and without activation checkpointing."""
     rows = []
+    usable = _USABLE * 1e9 * machines.memory_gb
     for stage, recomputes in itertools.product(STAGES, (False, True)):
-        parts = needed(cost, micro, machines, stage=stage, recomputes=recomputes)
+        none, one, parts = (
+            needed(cost, clips, machines, stage=stage, recomputes=recomputes) for clips in (0, 1, micro)
+        )
         rows.append(
             {
                 "stage": stage,
                 "recomputes": recomputes,
                 "bytes": {name: round(size) for name, size in parts.items()},
-                "fits": parts["all"] <= _USABLE * 1e9 * machines.memory_gb,
-                "largest_micro_batch": largest_micro_batch(
-                    cost, machines, stage=stage, recomputes=recomputes
-                ),
+                "fits": parts["all"] <= usable,
+                "largest_micro_batch": max(0, int((usable - none["all"]) / (one["all"] - none["all"]))),
             }
         )
     return rows

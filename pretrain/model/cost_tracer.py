@@ -1,13 +1,13 @@
-"""Trace of a training step: its operations, memory traffic and memory use.
+"""Trace of the memory of a training step.
 
-The real forward and backward pass runs on the meta device, and each operation is recorded.
+The real forward and backward pass runs on the meta device, and each allocation is recorded.
 """
 
 import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,23 +20,6 @@ from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.blocks import Block, CrossBlock, set_up_blocks
-from kinemae.pretrain.model.flops import counter_of
-
-PRODUCT, ATTENTION, OTHER = "product", "attention", "other"
-
-
-class Operation(NamedTuple):
-    """One operation on tensors.
-
-    Attributes:
-        kind: matrix `PRODUCT`, fused `ATTENTION`, or `OTHER` (elementwise, copies, reductions).
-        flops: of products and attention; 0 for others.
-        bytes: read and written, without caches.
-    """
-
-    kind: str
-    flops: int
-    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +30,11 @@ class Trace:
         held: tensors saved for the backward pass.
         peak: maximum of live bytes, without gradients of weights.
         peak_with_gradients: the same with gradients of weights, as after `zero_grad(set_to_none=True)`.
-        operations: of both passes, in order, without views.
     """
 
     held: int
     peak: int
     peak_with_gradients: int
-    operations: tuple[Operation, ...]
 
 
 def trace_step(
@@ -98,7 +79,6 @@ def _trace(model: MaskedAutoencoder, batch: ClipBatch, *, is_bf16: bool, recompu
         held=held,
         peak=recorder.peak(without=gradients),
         peak_with_gradients=recorder.peak(without=set()),
-        operations=tuple(recorder.operations),
     )
 
 
@@ -152,34 +132,22 @@ class _EmulatedDevice(TorchFunctionMode):
         return self._cast[id(value)]
 
 
-def _shares_storage(func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> bool:
-    """Check whether an operation moves no data: views that are not marked as such, like `_unsafe_view`."""
-    given = {tensor.untyped_storage()._cdata for tensor in inputs}
-    return not func._schema.is_mutable and all(out.untyped_storage()._cdata in given for out in outputs)
-
-
 class _Recorder(TorchDispatchMode):
-    """Records all operations, allocations and releases."""
+    """Records all allocations and releases."""
 
     def __init__(self, model: nn.Module, batch: ClipBatch):
         super().__init__()
         self.live = 0
         self._sizes: dict[int, int] = {}
         self._changes: list[tuple[int, int]] = []  # (storage, bytes)
-        self.operations: list[Operation] = []
         given = [*model.parameters(), *model.buffers(), *tree_leaves(vars(batch))]
         self._given = {tensor.untyped_storage()._cdata for tensor in given if isinstance(tensor, Tensor)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        is_view = func.is_view or not outputs or _shares_storage(func, inputs, outputs)
-        for output in outputs:
-            self._allocate(output.untyped_storage())
-        if not is_view:
-            self._count(func, (args, kwargs, result), inputs, outputs)
+        result = func(*args, **(kwargs or {}))
+        for output in tree_leaves(result):
+            if isinstance(output, Tensor):
+                self._allocate(output.untyped_storage())
         return result
 
     def _allocate(self, storage: torch.UntypedStorage) -> None:
@@ -196,18 +164,6 @@ class _Recorder(TorchDispatchMode):
     def _change(self, key: int, size: int) -> None:
         self.live += size
         self._changes.append((key, size))
-
-    def _count(
-        self, func: Any, call: tuple[Any, Any, Any], inputs: list[Tensor], outputs: list[Tensor]
-    ) -> None:
-        args, kwargs, result = call
-        kind, flops = OTHER, 0
-        counter = counter_of(func)
-        if counter is not None:
-            kind = ATTENTION if "attention" in str(func) else PRODUCT
-            flops = counter(*args, **kwargs, out_val=result)
-        moved = sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
-        self.operations.append(Operation(kind, flops, moved))
 
     def peak(self, *, without: set[int]) -> int:
         """Maximum of live bytes, excluding these storages."""

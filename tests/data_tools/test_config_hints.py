@@ -9,6 +9,10 @@ from kinemae.data_tools.config_hints import SYNONYMS, is_key, suggestions, unkno
 from kinemae.data_tools.sharding.plan import ShardConfig
 from kinemae.data_tools.synth import SynthConfig
 from kinemae.finetune.config import FinetuneConfig
+from kinemae.launch.k8s.cluster import KubernetesCluster
+from kinemae.launch.local import LocalCluster
+from kinemae.launch.slurm.cluster import SlurmCluster
+from kinemae.launch.ssh import SshCluster
 from kinemae.pretrain.config import PretrainConfig
 
 SCHEMAS: dict[str, type] = {
@@ -16,6 +20,10 @@ SCHEMAS: dict[str, type] = {
     "finetune": FinetuneConfig,
     "shard": ShardConfig,
     "synth": SynthConfig,
+    "local": LocalCluster,
+    "ssh": SshCluster,
+    "slurm": SlurmCluster,
+    "k8s": KubernetesCluster,
 }
 
 
@@ -33,6 +41,10 @@ def test_every_synonym_names_a_key_that_exists() -> None:
 @pytest.mark.parametrize(
     ("schema", "given", "expected"),
     [
+        ("local", "nproc_per_node", ["processes"]),
+        ("slurm", "gpus", ["processes_per_node"]),
+        ("k8s", "gres", ["resources"]),
+        ("ssh", "nodelist", ["hosts"]),
         ("pretrain", "masking.ratio", ["masking.args.ratio"]),
         ("pretrain", "mask_ratio", ["masking.args.ratio"]),
         ("pretrain", "masking.ratoi", ["masking.args.ratio"]),

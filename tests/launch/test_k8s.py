@@ -105,7 +105,7 @@ def test_a_dry_run_prints_the_manifests(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_objects_but_the_config_fit_on_a_page(kind: str) -> None:
     config, job = text_of(kind).split("---\n", 1)
-    assert "kind: ConfigMap" in config and len(job.splitlines()) <= {"trainjob": 72, "jobset": 60}[kind]
+    assert "kind: ConfigMap" in config and len(job.splitlines()) <= {"trainjob": 63, "jobset": 50}[kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)

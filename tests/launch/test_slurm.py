@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kinemae.launch.cluster import read_cluster
-from kinemae.launch.doctor.targets import KINDS
+from kinemae.launch.doctor.nodes import KINDS
 from kinemae.launch.job import Job, prepare_job
 from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.slurm.command import plan_text, script_of

@@ -11,7 +11,6 @@ from kinemae.launch.__main__ import main
 from kinemae.launch.job import Job
 from kinemae.launch.record import Record
 from kinemae.launch.slurm.queue import OUTCOME, exit_code_of
-from kinemae.launch.status import duration, last_lines
 from tests.launch.fake_program import are_waiting, launcher_of, make_job, run_launcher, wait_for
 
 
@@ -72,12 +71,13 @@ def test_following_a_log_ends_with_the_run(tmp_path: Path, capsys: pytest.Captur
     assert "contains launch.log, rank-00000.log" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("lines", [0, 1, 5, 20_000, 50_000])
-def test_the_last_lines_of_a_long_log(tmp_path: Path, lines: int) -> None:
-    path = tmp_path / "log"
-    whole = [f"line {number}" for number in range(30_000)]
-    path.write_text("\n".join(whole) + "\n")
-    assert last_lines(path, lines) == whole[len(whole) - min(lines, len(whole)) :]
+@pytest.mark.parametrize("lines", [0, 1, 5, 50_000])
+def test_the_last_lines_of_a_long_log(tmp_path: Path, lines: int, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = [f"line {number} ä\n" for number in range(30_000)]
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank-00000.log").write_text("".join(whole), encoding="utf-8")
+    shown = output_of(capsys, "logs", str(tmp_path), "--lines", str(lines))
+    assert shown == "".join(whole[len(whole) - min(lines, len(whole)) :])
 
 
 def test_the_end_of_a_slurm_job_is_known_after_slurm_deleted_its_record(
@@ -116,11 +116,3 @@ def test_the_end_of_a_slurm_job_is_known_after_slurm_deleted_its_record(
 )
 def test_slurm_states_become_exit_codes(state: str, code: str, number: int) -> None:
     assert exit_code_of(state, code) == number
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(12, "12 s"), (119, "2 min"), (3000, "50 min"), (12345, "3 h 26 min"), (2e5, "2 d 7 h")],
-)
-def test_durations_have_at_most_two_units(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

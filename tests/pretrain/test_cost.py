@@ -14,13 +14,11 @@ from kinemae.data_tools.command import run_program
 from kinemae.data_tools.components import Component, build_component, component_names
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.__main__ import PROGRAM
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.cost import measure_cost, step_flops, training_flops
-from kinemae.pretrain.model import cost_tracer
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
-from kinemae.pretrain.model.cost_tracer import ATTENTION, PRODUCT, Trace, trace_step
+from kinemae.pretrain.model.cost_tracer import Trace, trace_step
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.none import NoNoise
@@ -79,38 +77,17 @@ def test_the_traced_bytes_equal_those_that_autograd_saves(decoder: str, is_bf16:
 
 
 @pytest.mark.slow
-def test_recomputing_blocks_holds_less_and_computes_more() -> None:
+def test_recomputing_blocks_holds_less() -> None:
     for is_bf16 in (False, True):
         plain, again = (
             trace(builder(depth=6), is_bf16=is_bf16, recomputes=recomputes) for recomputes in (False, True)
         )
         assert again.held < 0.4 * plain.held and again.peak < plain.peak
-        flops, more = (sum(one.flops for one in found.operations) for found in (plain, again))
-        assert 1.2 * flops < more < 1.4 * flops  # one more forward pass besides three, for the blocks only
 
 
-def test_traced_products_equal_those_of_the_flop_count(tmp_path: Path) -> None:
+def test_a_backward_pass_costs_two_forward_passes(tmp_path: Path) -> None:
     cost = cost_of(tmp_path)
-    products = sum(work["flops"][1] for work in cost["plain"]["work"] if work["kind"] in (PRODUCT, ATTENTION))
-    assert products == pytest.approx(cost["flops"]["training"], rel=0.1)  # first layer: no gradient of pixels
     assert cost["flops"]["forward"] * 3 == cost["flops"]["training"] == 1.5 * cost["flops"]["backward"]
-
-
-def test_views_move_no_bytes_with_or_without_the_view_tag() -> None:
-    batch = ClipBatch(
-        pixels=torch.zeros(1, 3, 2, 2, 2, dtype=torch.uint8),
-        clip_index_B=torch.zeros(1, dtype=torch.int64),
-        label_B=torch.zeros(1, dtype=torch.int64),
-        weight_B=torch.ones(1),
-    )
-    given = torch.ones(4, 6)
-    with cost_tracer._Recorder(torch.nn.Linear(1, 1), batch) as ledger:
-        torch.ops.aten._unsafe_view(given, [24])
-        given.view(24).unsqueeze(0)
-        assert ledger.operations == []
-        given.add_(1)
-        given.clone()
-    assert [one.bytes for one in ledger.operations] == [192, 192]
 
 
 def test_the_peak_includes_gradients_that_were_set_to_none() -> None:
