@@ -62,7 +62,7 @@ PROGRAM = Program(
         ),
         Command(
             name="cost",
-            help="FLOPs, memory and traffic of a run, without shards or weights; input of `launch plan`",
+            help="parameters, FLOPs and memory of a run, without shards or weights; input of `launch plan`",
             example="kinemae pretrain cost videomae_base --json",
             run=lazy_with_config("pretrain", "kinemae.pretrain.cost", "run_cost"),
             positionals=_CONFIG,

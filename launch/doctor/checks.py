@@ -86,7 +86,7 @@ class Job:
 
 def evaluate(reports: Reports, job: Job) -> list[Result]:
     """Group equal problems of nodes; add a summary."""
-    checks = (_reach, _same, _devices, _limits, _network, _group, _speed, _folder, _locks)
+    checks = (_reach, _failed, _same, _devices, _limits, _network, _group, _speed, _folder, _locks)
     problems = dict.fromkeys(problem for check in checks for problem in check(reports, job))
     nodes: dict[tuple[str, str], list[str]] = {}
     for name, text, node in problems:  # each once, although several ranks of a node have it
@@ -106,8 +106,9 @@ def join_names(nodes: Sequence[str]) -> str:
 
 
 def _part(reports: Reports, part: str) -> dict[str, Any]:
-    """A part of the reports of all nodes that have it."""
-    return {name: report[part] for name, report in reports.items() if report.get(part) is not None}
+    """A part of the reports of all nodes that have it and where it has not failed."""
+    present = {name: report[part] for name, report in reports.items() if report.get(part) is not None}
+    return {name: found for name, found in present.items() if "failed" not in found}
 
 
 def _ranks(reports: Reports) -> list[tuple[str, dict[str, Any]]]:
@@ -121,6 +122,16 @@ def _reach(reports: Reports, job: Job) -> Iterator[Problem]:
             yield Problem("start", f"cannot start a probe on {{nodes}}: {report['lost']}", name)
         elif "lost" in report:
             yield Problem("hang", f"{{nodes}} stopped at {report['stage']!r}: {report['lost']}", name)
+
+
+def _failed(reports: Reports, job: Job) -> Iterator[Problem]:
+    """Parts of the probe that have failed."""
+    checks = {"host": "version", "gpus": "driver", "folder": "folder", "group": "group", "seen": "folder"}
+    for name, report in reports.items():
+        for part, check in checks.items():
+            if isinstance(report.get(part), dict) and "failed" in report[part]:
+                text = f"the check of {part!r} failed on {{nodes}}: {report[part]['failed']}"
+                yield Problem(check, text, name)
 
 
 def _same(reports: Reports, job: Job) -> Iterator[Problem]:
@@ -163,7 +174,7 @@ def _gpus(reports: Reports) -> dict[str, list[dict[str, str]]]:
     """The rows of nvidia-smi of each node, by `GPU_FIELDS`."""
     found: dict[str, list[dict[str, str]]] = {}
     for name, part in _part(reports, "gpus").items():
-        rows = [[word.strip() for word in row] for row in csv.reader(part.get("lines", "").splitlines())]
+        rows = [[word.strip() for word in row] for row in csv.reader(part["lines"].splitlines())]
         found[name] = [dict(zip(GPU_FIELDS, row, strict=True)) for row in rows if len(row) == len(GPU_FIELDS)]
     return found
 
@@ -171,8 +182,6 @@ def _gpus(reports: Reports) -> dict[str, list[dict[str, str]]]:
 def _devices(reports: Reports, job: Job) -> Iterator[Problem]:
     found = _gpus(reports)
     for name, gpus in found.items():
-        if failed := reports[name]["gpus"].get("failed"):
-            yield Problem("driver", f"nvidia-smi failed on {{nodes}}: {failed}", name)
         for gpu in gpus:
             used, total, errors = (gpu[field] for field in ("memory.used", "memory.total", GPU_FIELDS[-1]))
             if used.isdigit() and total.isdigit() and int(used) > BUSY_FRACTION * int(total):
@@ -198,7 +207,7 @@ def _limits(reports: Reports, job: Job) -> Iterator[Problem]:
 
 
 def _network(reports: Reports, job: Job) -> Iterator[Problem]:
-    first = next(iter(reports.values()), {}).get("group", {}).get("ranks") or [{"stage": STAGES[0]}]
+    first = next(iter(reports.values())).get("group", {}).get("ranks") or [{"stage": STAGES[0]}]
     for name, group in _part(reports, "group").items():
         if group["port_failed"]:
             text = f"port {group['port']} is not available on {{nodes}}: {group['port_failed']}"
@@ -267,17 +276,14 @@ def _folder(reports: Reports, job: Job) -> Iterator[Problem]:
     for name, host in _part(reports, "host").items():
         yield from (Problem("folder", f"there is no {path} on {{nodes}}", name) for path in host["missing"])
     for name, part in written.items():
-        if "failed" in part:
-            yield Problem("folder", f"{{nodes}} cannot write to {job.run_dir}: {part['failed']}", name)
-        elif part["free_bytes"] < job.needed_bytes:
+        if part["free_bytes"] < job.needed_bytes:
             free, needed = part["free_bytes"] / GIB, job.needed_bytes / GIB
             text = f"{job.run_dir} has {free:.1f} GiB free on {{nodes}}, a run needs {needed:.1f} GiB"
             yield Problem("space", text, name)
-    writers = [name for name, part in written.items() if "failed" not in part]
-    seen = {**_part(reports, "seen"), HERE: job.seen_here} if writers else {}
+    seen = {**_part(reports, "seen"), HERE: job.seen_here} if written else {}
     numbers = {name: number for number, name in enumerate(reports)}
     for name, files in seen.items():
-        if unseen := [writer for writer in writers if f"node-{numbers[writer]}" not in files]:
+        if unseen := [writer for writer in written if f"node-{numbers[writer]}" not in files]:
             text = f"{{nodes}} does not see the file that {join_names(unseen)} wrote to {job.run_dir}"
             yield Problem("folder", text, name)
 
@@ -286,7 +292,7 @@ def _locks(reports: Reports, job: Job) -> Iterator[Problem]:
     """Nodes hold their locks until the process group has ended: without it they may not meet."""
     if any(rank["stage"] != STAGES[-1] for _, rank in _ranks(reports)):
         return
-    locks = {name: part.get("lock", "busy") for name, part in _part(reports, "folder").items()}
+    locks = {name: part["lock"] for name, part in _part(reports, "folder").items()}
     holders = [name for name, lock in locks.items() if lock == "locked"]
     for name, lock in locks.items():
         if name in holders[1:]:

@@ -53,7 +53,7 @@ def main(request: dict[str, Any]) -> None:
     os.environ.update(request["environment"])
     for part in (host, gpus, folder, shards, group, seen):
         _send(node, {"stage": part.__name__})
-        _send(node, {part.__name__: part(node, request)})
+        _send(node, {part.__name__: _attempt(part, node, request)})
     _send(node, {"stage": "done"})
 
 
@@ -102,19 +102,12 @@ def _own_address() -> str | None:
 
 
 def gpus(node: int, request: dict[str, Any]) -> dict[str, str]:
-    """`lines` of nvidia-smi with `GPU_FIELDS`, empty without nvidia-smi; or `failed` with the reason."""
+    """`lines` of nvidia-smi with `GPU_FIELDS`, empty without nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return {"lines": ""}
     command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_S)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"no reply within {_SMI_S} s"}
-    except OSError as error:
-        return {"failed": str(error)}
-    if ran.returncode != 0:
-        return {"failed": (ran.stdout + ran.stderr).strip()[-200:] or f"exit code {ran.returncode}"}
-    return {"lines": ran.stdout}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_S)
+    return {"failed": (ran.stdout + ran.stderr)[-_TAIL:].strip()} if ran.returncode else {"lines": ran.stdout}
 
 
 def folder(node: int, request: dict[str, Any]) -> dict[str, Any] | None:
@@ -123,70 +116,59 @@ def folder(node: int, request: dict[str, Any]) -> dict[str, Any] | None:
     All nodes try before the process group and hold the lock until it has ended.
 
     Returns:
-        `free_bytes` and `lock` (locked, busy, or the reason); or `failed` with the reason.
+        `free_bytes` and `lock` (locked, busy, or the reason); None without a run folder.
     """
     if request["run_dir"] is None:
         return None
     path = Path(request["run_dir"]) / f"node-{node}"
+    partial = path.with_suffix(".partial")
+    with partial.open("w") as file:
+        file.write(request["token"].ljust(1 << 16))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+    lock = "locked"
+    _LOCKS.append(path.with_name("lock").open("a"))
     try:
-        with path.with_suffix(".partial").open("w") as file:
-            file.write(request["token"].ljust(1 << 16))
-            file.flush()
-            os.fsync(file.fileno())
-        path.with_suffix(".partial").rename(path)
-    except OSError as error:
-        return {"failed": error.strerror or str(error)}
-    return {"free_bytes": shutil.disk_usage(path.parent).free, "lock": _lock(path.with_name("lock"))}
-
-
-def _lock(path: Path) -> str:
-    """Lock a file as a run locks its folder."""
-    try:
-        _LOCKS.append(path.open("a"))
         fcntl.flock(_LOCKS[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "busy"
     except OSError as error:
-        return error.strerror or str(error)
-    return "locked"
+        lock = "busy" if isinstance(error, BlockingIOError) else str(error)
+    return {"free_bytes": shutil.disk_usage(path.parent).free, "lock": lock}
 
 
 def seen(node: int, request: dict[str, Any]) -> list[str] | None:
     """The nodes' files that are visible here; a network file system may show an old listing for a moment."""
     if request["run_dir"] is None:
         return None
-    names = [f"node-{other}" for other in range(len(request["processes"]))]
     end = time.monotonic() + _SEEN_S
     while True:
-        found = [name for name in names if _content(Path(request["run_dir"]) / name) == request["token"]]
-        if len(found) == len(names) or time.monotonic() > end:
+        files = [path for path in Path(request["run_dir"]).glob("node-*") if not path.suffix]
+        found = sorted(path.name for path in files if path.read_text().strip() == request["token"])
+        if len(found) == len(request["processes"]) or time.monotonic() > end:
             return found
         time.sleep(0.2)
 
 
-def _content(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None
-
-
 def shards(node: int, request: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """For each data set its `fingerprint`, after a byte of its last shard was read; or `failed`."""
-    found = {}
-    for name in request["shards"]:
-        try:
-            fingerprint = json.loads((Path(name) / "dataset.json").read_text())["fingerprint"]
-            for tar in sorted(Path(name).glob("*.tar"))[-1:]:
-                with tar.open("rb") as file:
-                    file.seek(-1, os.SEEK_END)
-                    file.read(1)
-            found[name] = {"fingerprint": fingerprint}
-        except OSError as error:
-            found[name] = {"failed": f"{error.strerror}: {error.filename or name}"}
-        except (ValueError, LookupError, TypeError) as error:
-            found[name] = {"failed": f"dataset.json cannot be read: {error}"}
-    return found
+    """The `fingerprint` of each data set, after a byte of its last shard was read."""
+
+    def read(folder: str) -> dict[str, str]:
+        fingerprint = json.loads((Path(folder) / "dataset.json").read_text())["fingerprint"]
+        for tar in sorted(Path(folder).glob("*.tar"))[-1:]:
+            with tar.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                file.read(1)
+        return {"fingerprint": fingerprint}
+
+    return {folder: _attempt(read, folder) for folder in request["shards"]}
+
+
+def _attempt(part: Any, *arguments: Any) -> Any:
+    """The result of a part, or `failed` with the reason."""
+    try:
+        return part(*arguments)
+    except (OSError, ValueError, LookupError, subprocess.TimeoutExpired) as error:
+        return {"failed": f"{type(error).__name__}: {error}"}
 
 
 def group(node: int, request: dict[str, Any]) -> dict[str, Any]:
