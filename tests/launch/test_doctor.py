@@ -117,7 +117,8 @@ def test_each_fault_of_a_bad_node_is_named(network: Network, tmp_path: Path) -> 
     unseen = named(results, "folder", f"{bad} does not see the file that {good} wrote to {runs}")
     assert "mount one file system" in unseen["fix"]
     assert (
-        f"{good}, {bad} cannot read {runs}: No such file" in named(results, "shards", "dataset.json")["text"]
+        f"{good}, {bad} cannot read {runs}: FileNotFoundError: "
+        in named(results, "shards", "dataset.json")["text"]
     )
 
 

@@ -160,9 +160,8 @@ def test_exit_codes_decide_about_restarts() -> None:
     spec = objects_of("jobset")[1]["spec"]
     rules = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
     assert [(rule["action"], rule.get("onExitCodes", {}).get("values")) for rule in rules] == [
-        ("FailJob", [2, 3, 4, 6]),
+        ("FailJob", [2, 3, 4, 6, 130, 138, 143]),
         ("FailJob", None),  # DisruptionTarget: evicted or preempted
-        ("FailJob", [130, 138, 143]),
     ]
     # The message that Kubernetes' Job controller writes into the condition of the failed Job.
     message = (
