@@ -141,7 +141,7 @@ class DataSetChange:
         return added
 
     def replace_shards(self, names: Iterable[str]) -> None:
-        """Let the change after this one delete shards of the folder that the next state does not have."""
+        """Mark shards that are not in the next state; the change after this one deletes them."""
         self._replaced += names
 
     def commit(self, content: Mapping[str, Any], shards: Sequence[tuple[str, str]]) -> None:

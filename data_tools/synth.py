@@ -32,6 +32,7 @@ from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.pool import imap
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.randomness import generator
+from kinemae.data_tools.storage.location import local_out
 from kinemae.data_tools.synthetic_scenes import MOTIONS, SceneConfig, make_scene
 from kinemae.data_tools.synthetic_tasks import (
     MIN_EVENT_FRAMES,
@@ -141,7 +142,7 @@ class SynthVideo:
 def run_synth(arguments: argparse.Namespace) -> None:
     """Run the command: check the config and OUT, then make the missing videos."""
     settings = load_config(SynthConfig, None, arguments.overrides)
-    out = Path(arguments.out)
+    out = local_out(arguments.out)
     videos = plan_synth(settings)
     _check_out(out, settings)
     missing = [video for video in videos if not (out / video.file).exists()]

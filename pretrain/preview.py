@@ -28,6 +28,7 @@ from torch import Tensor
 from kinemae.data_tools.command import log, writing_to
 from kinemae.data_tools.config import load_config, require
 from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.storage.location import local_out
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.clip_grid import (
     FPS,
@@ -62,7 +63,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
     config = load_config(PretrainConfig, arguments.config, arguments.overrides)
     plan = make_plan(config, is_run=False)
     step = _step(arguments.step, config.steps)
-    folder = Path(arguments.out or Path(config.run_dir) / PREVIEW_FOLDER)
+    folder = local_out(arguments.out or str(Path(config.run_dir) / PREVIEW_FOLDER))
     batch = read_clips(plan, step)
     columns = preview_columns(plan, batch)
     frames = config.clip.frames

@@ -25,7 +25,7 @@ from kinemae.data_tools.report.duplicates import exact_duplicates
 from kinemae.data_tools.report.figures import short, size_text, time_text
 from kinemae.data_tools.report.render import write_page
 from kinemae.data_tools.report.tables import class_counts, extra_columns, origin, split_row
-from kinemae.data_tools.storage.location import location
+from kinemae.data_tools.storage.location import local_out, location
 
 UNKNOWN = "unknown"
 _SHOWN = 30
@@ -73,7 +73,7 @@ def run_card(arguments: argparse.Namespace) -> None:
     folder = location(arguments.shards)
     if out is None and folder.path is None:
         raise ValueError(f"{folder} is remote: expected OUT; fix: `kinemae data card {folder} README.md`")
-    target = Path(out) if out is not None else Path(str(folder.path)) / "README.md"
+    target = local_out(out) if out is not None else Path(str(folder.path)) / "README.md"
     if out is None and target.exists() and "`kinemae data card`" not in target.read_text(encoding="utf-8"):
         raise ValueError(
             f"OUT {target}: expected no file or one written by `card`, got another; fix: name OUT.md"

@@ -35,7 +35,7 @@ from kinemae.data_tools.curation.near_duplicates import (
 )
 from kinemae.data_tools.files import to_jsonl
 from kinemae.data_tools.index import ShardIndex, open_data_sets
-from kinemae.data_tools.storage.location import location
+from kinemae.data_tools.storage.location import local_out, location
 
 MAX_BLANK_SHARE = 0.5
 _ORDER = ("test", "validation", "train", "unlabelled")
@@ -87,7 +87,7 @@ class Hashes:
 def run_duplicates(arguments: argparse.Namespace) -> None:
     """Run the command."""
     config = load_config(DuplicatesConfig, None, arguments.overrides)
-    out = Path(arguments.out)
+    out = local_out(arguments.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"OUT {out}: expected a new folder, got an existing one; fix: choose another OUT")
     sets = open_data_sets(location(arguments.shards), check_shards=False)

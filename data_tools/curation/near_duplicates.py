@@ -36,7 +36,7 @@ class Arrays:
         self._numbers = count()
 
     def empty(self, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-        """A new array of any content."""
+        """Allocate an array; its content is undefined."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if self._folder is None or not size:
             return np.empty(shape, dtype)

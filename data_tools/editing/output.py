@@ -39,7 +39,7 @@ def is_complete(folder: Location, made_by: Mapping[str, Any]) -> bool:
             f"{folder}: expected a folder without data sets in subfolders, got {folder / inside[0]}, which "
             "readers of the folder would not find any more; fix: give another OUT"
         )
-    if beside(folder, DATASET_NAME).exists():
+    if any(file.exists() for file in _above(folder, DATASET_NAME)):
         raise DataError(
             f"{folder}: expected a folder outside a data set, got one inside; fix: give another OUT"
         )
@@ -56,6 +56,13 @@ def beside(folder: Location, name: str) -> Location:
     if folder.path is None:
         return folder / f"../{name}"
     return location(Path(os.path.abspath(folder.path)).parent) / name
+
+
+def _above(folder: Location, name: str) -> list[Location]:
+    """A file in each folder that holds a folder; at a URL in the two next ones."""
+    if folder.path is None:
+        return [folder / f"../{name}", folder / f"../../{name}"]
+    return [location(parent / name) for parent in Path(os.path.abspath(folder.path)).parents]
 
 
 def remove_refused(folder: Location, names: Iterable[str]) -> None:

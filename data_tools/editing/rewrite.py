@@ -127,7 +127,7 @@ def _made_by(command: str, config: ReshardConfig, samples: str) -> dict[str, Any
 
 
 def _write_references(index: ShardIndex, folder: Location, made_by: dict[str, Any]) -> None:
-    """Write an index over the present samples; the tars stay."""
+    """Write an index over the present samples; the tars stay in place."""
     counts = np.zeros(len(index.shards), dtype=np.int64)
     for batch in index.batches(["shard"]):
         counts += np.bincount(batch.column(0).to_numpy(), minlength=len(counts))

@@ -5,7 +5,7 @@ import pyarrow as pa
 
 
 def replaced(batch: pa.RecordBatch, **columns: np.ndarray) -> pa.Table:
-    """Rows with other values of some columns, whose types stay."""
+    """Replace the values of some columns; their types do not change."""
     table = pa.Table.from_batches([batch])
     for name, values in columns.items():
         field = table.schema.field(name)

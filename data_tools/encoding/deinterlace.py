@@ -13,7 +13,7 @@ _NOTE = "interlaced frames were deinterlaced"
 
 
 def deinterlaced(timed: _Timed, notes: list[str]) -> _Timed:
-    """Deinterlace frames; their times stay.
+    """Deinterlace frames; their times do not change.
 
     Progressive frames pass unchanged.
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.files import replaced_file
 from kinemae.data_tools.index import COLUMNS, ShardIndex, open_data_sets
-from kinemae.data_tools.storage.location import location
+from kinemae.data_tools.storage.location import local_out, location
 from kinemae.data_tools.unread import with_nulls
 
 _ROWS_AT_ONCE = 65_536
@@ -24,7 +24,7 @@ _ROWS_AT_ONCE = 65_536
 
 def run_export(arguments: argparse.Namespace) -> None:
     """Write the rows of a data set, or of all its splits, to one parquet file."""
-    out = Path(arguments.out)
+    out = local_out(arguments.out)
     if out.suffix != ".parquet" or out.exists():
         raise ValueError(f"OUT {out}: expected a new file NAME.parquet; fix: choose another OUT")
     sets = open_data_sets(location(arguments.shards), check_shards=False)

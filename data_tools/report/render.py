@@ -10,6 +10,7 @@ import jinja2
 from kinemae.data_tools.command import writing_to
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.report.figures import short, size_text, time_text
+from kinemae.data_tools.storage.location import local_out
 
 
 def render(template: Path, content: dict[str, Any]) -> str:
@@ -64,4 +65,4 @@ def page_file(out: str | None) -> Path | None:
     """
     if out and not out.endswith(".html"):
         raise ValueError(f"OUT {out}: expected the name of a page, as in {Path(out).with_suffix('.html')}")
-    return Path(out) if out else None
+    return local_out(out) if out else None

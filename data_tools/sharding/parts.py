@@ -41,7 +41,7 @@ class Part:
 
 
 def name_hash(name: str) -> int:
-    """64 bits that assign a video to a part."""
+    """64-bit hash of the name of a video, which selects its part."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 

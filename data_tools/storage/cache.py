@@ -151,7 +151,7 @@ class CacheEntry:
     shard: str
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read a range: the sample, or anything else if it is not cached."""
+        """Read a range; other bytes than the sample's if the sample is not cached."""
         try:
             entry = self._open()
             entry.touch()

@@ -266,6 +266,18 @@ def location(text: str | Path | Location, *, retry_policy: RetryPolicy = DEFAULT
     return Location(unquote(urlsplit(url).path) if scheme == "file" else url, retry_policy)
 
 
+def local_out(text: str | Path) -> Path:
+    """The path of OUT, for a command that writes on this machine only.
+
+    Raises:
+        ValueError: a URL.
+    """
+    out = location(text)
+    if out.path is None:
+        raise ValueError(f"OUT {out}: expected a path, got a URL; fix: write to a path, then copy it")
+    return out.path
+
+
 def _read(path: Path, offset: int, length: int | None) -> bytes:
     with open_regular(path) as file:
         file.seek(offset)

@@ -259,6 +259,8 @@ def _training_clips(
     shards: Sources, where: str | None, weight: str | None, columns: Sequence[str], settings: dict[str, Any]
 ) -> tuple[RunClips[Any], tuple[str, ...]]:
     """The clips, and the columns to look up in the index."""
+    are_names = not isinstance(columns, str) and all(isinstance(name, str) for name in columns)
+    require(are_names, "columns", "be a list of names", columns)
     if is_tars(shards):
         assert not isinstance(shards, Mapping)
         tars = open_tars(shards, needs_index={"where": where, "weight": weight})

@@ -75,12 +75,12 @@ class ClipStream(IterableDataset[Batch]):
 
     def shuffle(self, buffer: int) -> "ClipStream":
         """Set the number of samples from which each worker draws; 1 keeps the order of the tar."""
-        require(buffer >= 1, "shuffle", "be at least 1", buffer)
+        require(isinstance(buffer, int) and buffer >= 1, "shuffle", "be a whole number above 0", buffer)
         return self._changed(self.reader.clips.with_buffer(buffer))
 
     def with_epoch(self, steps: int) -> "ClipStream":
         """End each iteration after a number of steps, which all processes must share."""
-        require(steps >= 1, "with_epoch", "be at least 1 step", steps)
+        require(isinstance(steps, int) and steps >= 1, "with_epoch", "be a whole number above 0", steps)
         stream = self._changed(self.reader.clips)
         stream._steps = steps
         return stream

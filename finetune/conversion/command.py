@@ -11,6 +11,7 @@ from typing import Any
 
 from kinemae.data_tools.command import CheckpointError, DataError, log, writing_to
 from kinemae.data_tools.config import load_config
+from kinemae.data_tools.storage.location import local_out
 from kinemae.finetune.conversion.huggingface import is_huggingface, read_huggingface
 from kinemae.finetune.conversion.image_vit import is_image_vit, read_image_vit
 from kinemae.finetune.conversion.internvideo2 import is_internvideo2, read_internvideo2
@@ -42,7 +43,7 @@ _SYSTEMS = "VideoMAE, UMT, MAE-ST, V-JEPA 2, InternVideo2, or an image ViT with 
 
 def run_import(arguments: argparse.Namespace) -> None:
     """Run `kinemae finetune import FILE_OR_FOLDER OUT [key=value]`."""
-    out = Path(arguments.out)
+    out = local_out(arguments.out)
     options = load_config(ImportOptions, None, arguments.overrides)
     check_free(out)
     loaded = load_checkpoint(Path(arguments.path), key=options.key)

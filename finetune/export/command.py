@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.config import load_config
+from kinemae.data_tools.storage.location import local_out
 from kinemae.finetune.conversion.command import check_free, new_path, print_report
 from kinemae.finetune.export.base import Exporter
 from kinemae.finetune.export.card import write_card
@@ -21,7 +22,7 @@ from kinemae.pretrain.model import flops as _counts_cpu_attention  # noqa: F401
 
 def run_export(arguments: argparse.Namespace) -> None:
     """Run `kinemae finetune export FOLDER OUT --to FORMAT [key=value]`."""
-    out, name = Path(arguments.out), _format_name(arguments)
+    out, name = local_out(arguments.out), _format_name(arguments)
     options = load_config(ExportOptions, None, arguments.overrides)
     FORMATS[name].check(name, options)
     check_free(out)

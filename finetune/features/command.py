@@ -5,13 +5,13 @@ import json
 import shutil
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.files import atomic_write_text, commit_of_code
 from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.storage.location import local_out
 from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
 from kinemae.data_tools.stream.frame_sampling import sliding_clip_count
 from kinemae.data_tools.stream.windows import read_windows
@@ -36,7 +36,7 @@ def run_features(arguments: argparse.Namespace) -> None:
     """Run the command."""
     config = load_config(FeatureConfig, None, arguments.overrides)
     processes = find_processes(config.engine.device)
-    job = prepare(config, arguments.encoder, arguments.source, Path(arguments.out), processes)
+    job = prepare(config, arguments.encoder, arguments.source, local_out(arguments.out), processes)
     if arguments.dry_run:
         sys.stdout.write(json.dumps(job.provenance, indent=1, ensure_ascii=False) + "\n")
         return

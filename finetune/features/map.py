@@ -17,6 +17,7 @@ import numpy as np
 from kinemae.data_tools.command import log
 from kinemae.data_tools.config import load_config, require
 from kinemae.data_tools.report.render import data_uri, render, script_hash, write_page
+from kinemae.data_tools.storage.location import local_out
 from kinemae.finetune.features.files import FeatureTable, read_features
 from kinemae.finetune.features.projector import write_projector
 from kinemae.finetune.features.search import check_values
@@ -57,7 +58,7 @@ class MapConfig:
 def run_map(arguments: argparse.Namespace) -> None:
     """Run the command."""
     settings = load_config(MapConfig, None, arguments.overrides)
-    out, name = Path(arguments.out), str(arguments.features)
+    out, name = local_out(arguments.out), str(arguments.features)
     table = read_features(Path(name))
     check_values(table, name)
     check_colour(table, settings.colour)

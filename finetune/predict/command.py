@@ -4,10 +4,10 @@ import argparse
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from kinemae.data_tools.command import writing_to
 from kinemae.data_tools.config import load_config
+from kinemae.data_tools.storage.location import local_out
 from kinemae.finetune.inference.load import load
 from kinemae.finetune.predict.config import PredictConfig
 from kinemae.finetune.predict.predict import predict_source
@@ -30,7 +30,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
     processes = find_processes(config.device)
     model = load(arguments.model, device=processes.device)
     model.with_head()
-    out = Path(arguments.out)
+    out = local_out(arguments.out)
     with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
     if is_stream(arguments.source, config):

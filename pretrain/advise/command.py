@@ -17,6 +17,7 @@ from kinemae.data_tools.config import component_keys, load_config, require
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.overrides import as_yaml_override
 from kinemae.data_tools.progress import duration
+from kinemae.data_tools.storage.location import local_out
 from kinemae.data_tools.unread import check_is_read
 from kinemae.pretrain.advise.advice import Advice, Request, advise
 from kinemae.pretrain.advise.budget import Budget, Speed, measure_speed
@@ -46,7 +47,7 @@ _FIRST = (
 def run_advise(arguments: argparse.Namespace) -> None:
     """Run the command."""
     request = read_request(arguments)
-    out = Path(arguments.out or OUT)
+    out = local_out(arguments.out or OUT)
     require(not out.exists(), "--out", "name a file that does not exist", str(out))
     config = request.config({})
     index = open_index(arguments.shards, cache=config.data.cache, outage_s=config.data.outage_s)

@@ -15,6 +15,7 @@ from pathlib import Path
 from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.report.render import render, write_page
+from kinemae.data_tools.storage.location import local_out
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, clip_with
 from kinemae.pretrain.pruning.base import Pruning
@@ -71,7 +72,7 @@ def visualize(
         own, own_pruning: see `choose_views`.
     """
     builds, absent = choose_views(subject, settings, own=own, own_pruning=own_pruning)
-    out = Path(arguments.out)
+    out = local_out(arguments.out)
     with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
     videos, failed = open_videos(

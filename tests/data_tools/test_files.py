@@ -10,7 +10,7 @@ import pytest
 
 from kinemae.data_tools import files
 from kinemae.data_tools.__main__ import main
-from kinemae.data_tools.exit_codes import EXIT_DATA
+from kinemae.data_tools.exit_codes import EXIT_CONFIG, EXIT_DATA
 from kinemae.data_tools.files import (
     Descriptor,
     atomic_write_text,
@@ -131,4 +131,23 @@ def test_a_full_disk_leaves_no_incomplete_file(
     with no_file_above(500):
         assert main([command, str(synth_shards / "validation"), str(tmp_path / name)]) == EXIT_DATA
     assert "File too large" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("export", "a.parquet"), ("report", "a.html"), ("card", "a.md"), ("duplicates", "a"), ("synth", "a")],
+)
+def test_a_url_is_no_local_out(
+    command: str,
+    name: str,
+    tmp_path: Path,
+    synth_shards: Path,
+    monkeypatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    source = [] if command == "synth" else [str(synth_shards / "validation")]
+    assert main([command, *source, f"s3://bucket/{name}"]) == EXIT_CONFIG
+    assert f"OUT s3://bucket/{name}: expected a path, got a URL" in capsys.readouterr().err
     assert [*tmp_path.iterdir()] == []

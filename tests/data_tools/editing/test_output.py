@@ -33,6 +33,7 @@ def test_a_folder_that_holds_data_is_refused_and_stays(
         (tmp_path / "set", "expected a new folder, got a data set"),
         (tmp_path, "expected a folder without data sets in subfolders, got"),
         (tmp_path / "set" / "train", "expected a folder outside a data set, got one inside"),
+        (tmp_path / "set" / "a" / "b" / "train", "expected a folder outside a data set, got one inside"),
         (tmp_path / "tars", "expected a folder without tars, got 2, first shard-000000.tar"),
     ):
         assert message in run(*source[:at], out, *source[at:], code=EXIT_DATA)

@@ -114,9 +114,9 @@ def test_wrong_settings_and_columns_are_named(tmp_path):
         ValueError, match="where: expected it to be unset for tars without an index, got width > 1"
     ):
         kinemae.clips(pattern, CLIP, where="width > 1")
-    with pytest.raises(ValueError, match="with_epoch must be at least 1 step, got 0"):
+    with pytest.raises(ValueError, match="with_epoch must be a whole number above 0, got 0"):
         kinemae.clips(pattern, CLIP).with_epoch(0)
-    with pytest.raises(ValueError, match="shuffle must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="shuffle must be a whole number above 0, got 0"):
         kinemae.clips(pattern, CLIP).shuffle(0)
     with pytest.raises(DataError, match=r"got tars; fix: make an index with `kinemae data index .* INDEXES`"):
         kinemae.clips({pattern: 1.0}, CLIP)
@@ -131,3 +131,18 @@ def test_what_is_no_function_is_rejected_at_once(method, given, tmp_path):
     write_tars(tmp_path)
     with pytest.raises(ValueError, match=f"{method} must be a function, got {given!r}"):
         getattr(kinemae.clips(str(tmp_path / "x-000.tar"), CLIP), method)(given)
+
+
+@pytest.mark.parametrize("method", ["shuffle", "with_epoch"])
+@pytest.mark.parametrize("given", ["a", 2.5, None])
+def test_sizes_are_whole_numbers(method, given, tmp_path):
+    write_tars(tmp_path)
+    with pytest.raises(ValueError, match=f"{method} must be a whole number above 0, got {given!r}"):
+        getattr(kinemae.clips(str(tmp_path / "x-000.tar"), CLIP), method)(given)
+
+
+@pytest.mark.parametrize("columns", ["txt", [5], [None]])
+def test_columns_are_names(columns, tmp_path):
+    write_tars(tmp_path)
+    with pytest.raises(ValueError, match="columns must be a list of names, got"):
+        kinemae.clips(str(tmp_path / "x-000.tar"), CLIP, columns=columns)
