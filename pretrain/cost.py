@@ -180,6 +180,7 @@ def _run(config: PretrainConfig) -> dict[str, Any]:
         "zero_stage": config.engine.zero_stage,
         "precision": _precision(config),
         "bucket_mb": config.engine.bucket_mb,
+        "overlap_comm": config.engine.overlap_comm,
         "recomputes": config.engine.activation_checkpointing,
         "grad_reduce_dtype": _grad_reduce_dtype(config),
         "keep_checkpoints": config.keep_checkpoints,

@@ -101,23 +101,21 @@ def print_logs(job: str, *, rank: int, lines: int, follow: bool) -> int:
         )
     selector = f"--selector={JOBSET_LABEL}={name},{_INDEX_LABEL}=0"
     words = ["logs", selector, "--container=node", f"--tail={lines}", *(["--follow"] if follow else [])]
+    return _run(namespace, *words).returncode
+
+
+def _run(namespace: str, *words: str, **options: Any) -> "subprocess.CompletedProcess[str]":
     try:
-        return subprocess.run(_command(namespace, *words)).returncode
+        return subprocess.run(["kubectl", f"--namespace={namespace}", *words], text=True, **options)
     except FileNotFoundError as error:
-        raise ConfigError(_NO_KUBECTL) from error
-
-
-_NO_KUBECTL = "no program kubectl; fix: install it, or use `launch k8s --dry-run` and another client"
+        fix = "install it, or use `launch k8s --dry-run` and another client"
+        raise ConfigError(f"no program kubectl; fix: {fix}") from error
 
 
 def _kubectl(namespace: str, *words: str, given: str = "") -> str:
     """The output of kubectl."""
     try:
-        ran = subprocess.run(
-            _command(namespace, *words), input=given, capture_output=True, text=True, timeout=_TIMEOUT_S
-        )
-    except FileNotFoundError as error:
-        raise ConfigError(_NO_KUBECTL) from error
+        ran = _run(namespace, *words, input=given, capture_output=True, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise ConfigError(
             f"kubectl {words[0]} did not end within {_TIMEOUT_S} s; fix: check `kubectl cluster-info`"
@@ -125,10 +123,6 @@ def _kubectl(namespace: str, *words: str, given: str = "") -> str:
     if ran.returncode != 0:
         raise ConfigError(f"kubectl {words[0]} failed: {ran.stderr.strip()}")
     return ran.stdout.strip()
-
-
-def _command(namespace: str, *words: str) -> list[str]:
-    return ["kubectl", f"--namespace={namespace}", *words]
 
 
 def _parts(job: str) -> tuple[str, str, str]:

@@ -45,12 +45,15 @@ def cut_batch(run: dict[str, Any], world: int) -> Batch:
     )
 
 
-def states(parameters: dict[str, int], *, stage: int, world: int, bucket_mb: int) -> dict[str, float]:
+def states(
+    parameters: dict[str, int], *, stage: int, world: int, bucket_mb: int, overlaps: bool
+) -> dict[str, float]:
     """Bytes of one process that do not depend on the micro-batch, by kind.
 
     Args:
         parameters: from `pretrain cost`.
         bucket_mb: `engine.bucket_mb`.
+        overlaps: `engine.overlap_comm`: at stages 1 and 2 DeepSpeed fills one bucket and sends another.
     """
     weights = FLOAT * parameters["trainable"]
     frozen = FLOAT * (parameters["all"] - parameters["trainable"])
@@ -72,7 +75,7 @@ def states(parameters: dict[str, int], *, stage: int, world: int, bucket_mb: int
         "weights": share + gathered if stage == 3 else weights,
         "gradients": whole + share,
         "moments": 2 * share,
-        "buckets": bucket * (2 if stage == 3 else 1),  # stage 3 copies a bucket in another layout
+        "buckets": bucket * (2 if stage == 3 or overlaps else 1),  # stage 3 copies one in another layout
         "frozen": frozen / world if stage == 3 else frozen,
         "master": share,
         # The engine's full copy for pictures and exports; on a GPU, on rank 0 only.
@@ -93,14 +96,21 @@ def needed(
 ) -> dict[str, float]:
     """Peak bytes of one process by kind, and their sum.
 
-    At stage 0 gradients are views of their buckets; they are sent as copies if they are sent in bf16.
+    At stage 0 gradients are views of their buckets, which are all sent at once: gloo and bf16 copy them.
     """
-    parts = states(cost["parameters"], stage=stage, world=machines.world, bucket_mb=cost["run"]["bucket_mb"])
+    run, values, is_cpu = cost["run"], cost["parameters"]["trainable"], machines.device == "cpu"
+    parts = states(
+        cost["parameters"],
+        stage=stage,
+        world=machines.world,
+        bucket_mb=run["bucket_mb"],
+        overlaps=run["overlap_comm"],
+    )
     held = passing(cost, clips, machines, recomputes=recomputes)
-    if machines.device == "cpu" and stage == 3 and machines.world > 1:  # gloo reduces a copy
+    if machines.world > 1 and stage == 3 and is_cpu:  # gloo reduces a copy
         parts["buckets"] *= 1.5
-    if stage == 0 and machines.world > 1 and cost["run"]["grad_reduce_dtype"] == "bf16":
-        parts["buckets"] = 2 * cost["parameters"]["trainable"]
+    if machines.world > 1 and stage == 0 and (is_cpu or run["grad_reduce_dtype"] == "bf16"):
+        parts["buckets"] = values * (FLOAT if is_cpu else 2)
     parts = {**parts, "activations": held, "process": 1e9 * machines.process_gb}
     return {**parts, "all": sum(parts.values())}
 
