@@ -20,6 +20,7 @@ from kinemae.data_tools.exit_codes import (
     EXIT_DATA,
     EXIT_DIVERGED,
     EXIT_INTERRUPTED,
+    EXIT_STOPPED,
     EXIT_STUCK,
 )
 from kinemae.data_tools.overrides import ConfigError, check_overrides, is_override, parse_override
@@ -45,11 +46,7 @@ class Stuck(Exception):
 
 
 class Stopped(Exception):
-    """The run stopped on a signal after saving a checkpoint."""
-
-    def __init__(self, exit_code: int, message: str):
-        super().__init__(message)
-        self.exit_code = exit_code
+    """The run stopped on request after saving a checkpoint."""
 
 
 _EXIT_CODES: dict[type[BaseException], int] = {
@@ -58,6 +55,7 @@ _EXIT_CODES: dict[type[BaseException], int] = {
     DataError: EXIT_DATA,
     CheckpointError: EXIT_CHECKPOINT,
     Diverged: EXIT_DIVERGED,
+    Stopped: EXIT_STOPPED,
     KeyboardInterrupt: EXIT_INTERRUPTED,
 }
 
@@ -140,8 +138,6 @@ def run_program(program: Program, argv: Sequence[str] | None = None) -> int:
 
 def exit_code_of(error: BaseException) -> int:
     """The exit code of a program that ends with an error."""
-    if isinstance(error, Stopped):
-        return error.exit_code
     error = as_config_error(error)
     return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), EXIT_CRASHED)
 

@@ -7,12 +7,12 @@ EXIT_DATA = 3
 EXIT_CHECKPOINT = 4
 EXIT_STUCK = 5  # a timeout of a step, a store or a file system; restartable
 EXIT_DIVERGED = 6
-# Stopped with a checkpoint by SIGINT, SIGUSR1 or SIGTERM: 128 plus the signal's number, as in a shell.
-EXIT_INTERRUPTED = 130
-EXIT_REQUEUE = 138
+# A training that stopped on request, with a checkpoint: EX_TEMPFAIL of sysexits.h. A process that a signal
+# killed has 128 plus the signal's number, as in a shell: it saved nothing.
+EXIT_STOPPED = 75
+EXIT_INTERRUPTED = 130  # SIGINT to a command that saves nothing
 EXIT_TERMINATED = 143
 
-STOPPED = frozenset({EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_TERMINATED})
 FAILED = frozenset({EXIT_CONFIG, EXIT_DATA, EXIT_CHECKPOINT, EXIT_DIVERGED})  # a restart fails again
 
 _DESCRIPTIONS = {
@@ -22,15 +22,13 @@ _DESCRIPTIONS = {
     EXIT_CHECKPOINT: "failed: a checkpoint cannot be read or written",
     EXIT_STUCK: "failed: a step, a store or a file system did not respond in time",
     EXIT_DIVERGED: "failed: the loss diverged",
-    EXIT_INTERRUPTED: "stopped by SIGINT, with a checkpoint",
-    EXIT_REQUEUE: "stopped by SIGUSR1, with a checkpoint",
-    EXIT_TERMINATED: "stopped by SIGTERM, with a checkpoint",
+    EXIT_STOPPED: "stopped on request, with a checkpoint",
 }
 
 
 def is_restartable(code: int) -> bool:
     """Check whether a supervisor may restart the job: after a crash, death by a signal, or a timeout."""
-    return code != EXIT_OK and code not in FAILED | STOPPED
+    return code not in FAILED | {EXIT_OK, EXIT_STOPPED}
 
 
 def describe_exit(code: int) -> str:

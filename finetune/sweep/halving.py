@@ -13,7 +13,6 @@ from typing import Any
 
 from kinemae.data_tools.command import Stopped
 from kinemae.data_tools.config import require
-from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED
 from kinemae.finetune.compare import RESULT_NAME
 from kinemae.finetune.sweep.space import Values
 from kinemae.finetune.validation.selection import Selection
@@ -132,7 +131,7 @@ def halve(
         for trial in left:
             if not trial.has_reached(rung, sweep):
                 what = f"trial {trial.number} was stopped before the end of its rung"
-                raise Stopped(EXIT_INTERRUPTED, f"{what}; repeat the command to continue the sweep")
+                raise Stopped(f"{what}; repeat the command to continue the sweep")
             trial.rung = rung
         ranked = ranking(left, rung, sweep, selection)
         left = ranked[: max(1, len(left) // sweep.eta)]

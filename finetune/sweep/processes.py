@@ -15,10 +15,9 @@ from kinemae.data_tools.exit_codes import (
     EXIT_CONFIG,
     EXIT_DATA,
     EXIT_DIVERGED,
-    EXIT_INTERRUPTED,
     EXIT_OK,
+    EXIT_STOPPED,
     EXIT_STUCK,
-    STOPPED,
     describe_exit,
 )
 from kinemae.finetune.sweep.halving import Trial
@@ -49,15 +48,15 @@ def run_trials(
     try:
         with StopSignals() as signals:
             while waiting or running:
-                while waiting and len(running) < processes and not signals.exit_code:
+                while waiting and len(running) < processes and not signals.is_requested:
                     slot = min(set(range(processes)) - running.keys())
                     trial = waiting.pop(0)
                     running[slot] = (
                         trial,
                         _start(trial, command(trial), _environment(slot, processes, gpus)),
                     )
-                if signals.exit_code:
-                    raise Stopped(signals.exit_code, "stopped; repeat the command to continue the sweep")
+                if signals.is_requested:
+                    raise Stopped("stopped; repeat the command to continue the sweep")
                 time.sleep(_POLL_S)
                 for slot, (trial, process) in list(running.items()):
                     if process.poll() is not None:
@@ -105,7 +104,7 @@ def _environment(slot: int, processes: int, gpus: Sequence[str]) -> dict[str, st
 
 def _check(trial: Trial, code: int) -> None:
     """Accept the end of a trial, or record or raise its failure."""
-    if code in (EXIT_OK, EXIT_INTERRUPTED):  # finished, or paused at its rung
+    if code in (EXIT_OK, EXIT_STOPPED):  # the caller checks whether it has reached its rung
         return
     code = code if code >= 0 else 128 - code
     if code == EXIT_DIVERGED:
@@ -115,8 +114,6 @@ def _check(trial: Trial, code: int) -> None:
     what = (
         f"trial {trial.number} {describe_exit(code)}; {log_path(trial)} has the reason: {_last_line(trial)}"
     )
-    if code in STOPPED:
-        raise Stopped(code, what)
     raise _ERRORS.get(code, DataError)(what)
 
 

@@ -13,16 +13,12 @@ from types import FrameType, TracebackType
 
 from kinemae.data_tools.command import Stopped, exit_code_of, log, log_error
 from kinemae.data_tools.error_file import write_error_file
-from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_TERMINATED
 from kinemae.data_tools.heartbeat import Listener
 from kinemae.pretrain.runtime.processes import Processes, destroy_process_group, lost_peer
 from kinemae.pretrain.runtime.watchdog import Watchdog
 
-_EXIT_CODES = {
-    signal.SIGTERM: EXIT_TERMINATED,
-    signal.SIGINT: EXIT_INTERRUPTED,
-    signal.SIGUSR1: EXIT_REQUEUE,  # Slurm's warning before the time limit, with --signal=USR1@SECONDS
-}
+# SIGUSR1 is Slurm's warning before the time limit, with --signal=USR1@SECONDS.
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @contextmanager
@@ -58,16 +54,16 @@ class StopSignals:
     A second SIGINT ends the process.
 
     Attributes:
-        exit_code: exit code of the requested stop; 0 for none.
+        is_requested: whether a signal has requested a stop.
     """
 
     def __init__(self) -> None:
-        self.exit_code = 0
+        self.is_requested = False
         self._unlogged = ""
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
-        for number in _EXIT_CODES:
+        for number in _STOP_SIGNALS:
             self._previous[number] = signal.signal(number, self._record)
         return self
 
@@ -82,11 +78,11 @@ class StopSignals:
         self._unlogged = ""
 
     def _record(self, number: int, frame: FrameType | None) -> None:
-        if self.exit_code and number == signal.SIGINT:
+        if self.is_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self.exit_code:
+        if not self.is_requested:
             self._unlogged = signal.Signals(number).name
-            self.exit_code = _EXIT_CODES[signal.Signals(number)]
+            self.is_requested = True
 
 
 class StorageWait:
@@ -108,6 +104,6 @@ class StorageWait:
         """
         self._listener.outage(reason)
         self._watchdog.restart_timer()
-        if reason and self._signals.exit_code:
+        if reason and self._signals.is_requested:
             what = "stopped while a storage is down, at the last checkpoint; repeat the command to continue"
-            raise Stopped(self._signals.exit_code, f"{what} ({reason})")
+            raise Stopped(f"{what} ({reason})")

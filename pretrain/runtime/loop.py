@@ -14,7 +14,6 @@ from typing import Any, Protocol
 from torch import nn
 
 from kinemae.data_tools.command import DataError, Diverged, Stopped, log
-from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED
 from kinemae.data_tools.storage.location import StorageUnavailable
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.data_tools.stream.streamed_clips import StreamedClips, merged_state
@@ -150,7 +149,7 @@ class _Run:
         state = self._load()
         with self.signals:
             self._open_validation(state)
-            self._stop_if_due(state, self._pause(state))
+            self._stop_if_due(state, self._must_pause(state))
             while not self._is_done(state):
                 state, incident = self._run_steps(state)
                 if incident is not None:
@@ -245,7 +244,7 @@ class _Run:
             self._stop_if_due(reporter.state, stop)
         if not self._is_done(reporter.state):
             self.signals.log_received()
-            self.flags.post(stop=self.signals.exit_code, is_writing=not self.checkpoints.is_written())
+            self.flags.post(stop=self.signals.is_requested, is_writing=not self.checkpoints.is_written())
         return None
 
     def _report(self, step_runner: TrainStep, reporter: "Reporter") -> Incident | None:
@@ -265,11 +264,11 @@ class _Run:
             self._save(reporter.state)
         self._stop_if_due(reporter.state, stop)
 
-    def _validate(self, reporter: "Reporter") -> int:
+    def _validate(self, reporter: "Reporter") -> bool:
         """Validate and add the result to the state.
 
         Returns:
-            The exit code of a stop that was requested meanwhile, or of a pause; 0 for none.
+            Whether the run stops: on a request that came meanwhile, or for a pause.
         """
         assert self.validator is not None
         state, history = reporter.state, reporter.state.validations
@@ -279,9 +278,9 @@ class _Run:
         self.engine.gather_weights(everywhere=True)
         try:
             line = self.validator.validate(state.step, history, progress)
-        except Stopped as stopped:
+        except Stopped:
             self.signals.log_received()
-            return stopped.exit_code
+            return True
         except StorageUnavailable:
             if self.processes.world == 1 and state.step != self.saved_step:
                 self._save(state)
@@ -290,12 +289,12 @@ class _Run:
         finally:
             self.engine.release_weights()
         reporter.add_validation(line)
-        return self._pause(reporter.state)
+        return self._must_pause(reporter.state)
 
-    def _pause(self, state: RunState) -> int:
-        """The exit code of a pause that is due after a validation; 0 for none."""
+    def _must_pause(self, state: RunState) -> bool:
+        """Check whether a pause is due after a validation."""
         must_pause = self.validator is not None and self.validator.must_pause(state.validations)
-        return EXIT_INTERRUPTED if must_pause and not self._is_done(state) else 0
+        return must_pause and not self._is_done(state)
 
     def _call_back(self, first_step: int, last_step: int, writer: MetricsWriter | None) -> None:
         """Run the callbacks that are due; before the metrics are written, since they may add some."""
@@ -342,13 +341,13 @@ class _Run:
         with self.watchdog.phase("committing a checkpoint", limit="save_s"):
             self.checkpoints.commit()
 
-    def _stop_if_due(self, state: RunState, stop: int) -> None:
+    def _stop_if_due(self, state: RunState, stop: bool) -> None:
         """Stop after a signal or too many unreadable clips, on all processes, with a complete checkpoint."""
         allowed = max(_FEW_BAD_CLIPS, self.config.data.max_bad_fraction * state.clips)
         if stop and not self._is_done(state):
             self._commit()
             what = f"stopped at step {state.step} with a checkpoint; repeat the command to continue"
-            raise Stopped(stop, self._message(what))
+            raise Stopped(self._message(what))
         if state.skipped_clips > allowed:
             self._commit()
             what = (

@@ -5,15 +5,13 @@ from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple, Protocol
 
-from kinemae.data_tools.exit_codes import STOPPED
-
 INTERVAL_S = 1.0
 
 _PHASE = "exchanging stop flags, or waiting for another process"
-_KEYS = ("posted", "writing", *(f"stop-{code}" for code in STOPPED), "result")
+_KEYS = ("posted", "writing", "stop", "result")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.1
-# A result is one number: 8 bits for the exit code, one bit for writing, then the steps between two rounds.
-_WRITING, _GAP = 1 << 8, 1 << 9
+# A result is one number: one bit for a stop, one for writing, then the steps between two rounds.
+_STOP, _WRITING, _GAP = 1, 2, 4
 
 
 class Store(Protocol):
@@ -30,11 +28,11 @@ class Flags(NamedTuple):
     """Values that all processes agree on.
 
     Attributes:
-        stop: exit code of a requested stop, the largest of all processes; 0 for none.
+        stop: whether a process requests a stop.
         is_writing: whether a process is still writing its part of a checkpoint.
     """
 
-    stop: int = 0
+    stop: bool = False
     is_writing: bool = True
 
 
@@ -88,22 +86,18 @@ class RankFlags:
         self._on_phase(_PHASE)
         self._gap, rest = divmod(self._wait_for_result(self._round - 1), _GAP)
         self._has_result = False
-        return Flags(stop=rest % _WRITING, is_writing=rest >= _WRITING)
+        return Flags(stop=bool(rest & _STOP), is_writing=bool(rest & _WRITING))
 
-    def post(self, *, stop: int, is_writing: bool) -> None:
+    def post(self, *, stop: bool, is_writing: bool) -> None:
         """Send this process's flags if a round is due; to be called after `read`.
 
         If all processes leave a call out, for example before a rollback, the round is at the next step.
-
-        Args:
-            stop: one of `STOPPED`, or 0.
         """
-        assert not stop or stop in STOPPED
         if self._step < self._round_step:
             return
         self._on_phase(_PHASE)
         if stop:
-            self._add(self._round, f"stop-{stop}", 1)
+            self._add(self._round, "stop", 1)
         if is_writing:
             self._add(self._round, "writing", 1)
         if self._add(self._round, "posted", 1) == self._world:  # after the flags, which are complete by then
@@ -115,7 +109,7 @@ class RankFlags:
 
     def _write_result(self, current: int) -> None:
         """Write the result, on the process that posted last; remove the round before, which all have read."""
-        stop = max((code for code in STOPPED if self._add(current, f"stop-{code}", 0)), default=0)
+        stop = _STOP if self._add(current, "stop", 0) else 0
         writing = _WRITING if self._add(current, "writing", 0) else 0
         self._add(current, "result", _GAP * self._next_gap() + writing + stop)
         if current > 0:

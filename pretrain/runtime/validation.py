@@ -69,9 +69,8 @@ class ValidationProgress:
 
     def __call__(self) -> None:
         self._watchdog.restart_timer()
-        stop = self._processes.maximum(self._signals.exit_code)
-        if stop:
-            raise Stopped(stop, "stopped during a validation")
+        if self._processes.maximum(int(self._signals.is_requested)):
+            raise Stopped("stopped during a validation")
 
 
 def is_owed(validator: Validator | None, state: RunState) -> bool:

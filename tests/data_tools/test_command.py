@@ -127,7 +127,7 @@ def test_a_command_may_take_a_list_in_place_of_overrides():
         (DataError("no folder of shards"), 3),
         (CheckpointError("a tensor is missing"), 4),
         (KeyboardInterrupt(), 130),
-        (Stopped(143, "stopped on a signal"), 143),
+        (Stopped("stopped on a signal"), 75),
     ],
 )
 def test_an_expected_error_gives_one_line_and_its_exit_code(

@@ -117,7 +117,7 @@ def test_a_stop_signal_ends_the_wait(server: FaultyServer, workers: int):
     server.fault = lambda method, path: 503
 
     def stop(reason: str) -> None:
-        raise Stopped(143, reason)
+        raise Stopped(reason)
 
     with pytest.raises(Stopped, match="HTTP 503"):
         load(index, workers=workers, on_outage=stop)

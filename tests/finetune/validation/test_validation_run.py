@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kinemae.data_tools.command import run_program
-from kinemae.data_tools.exit_codes import EXIT_TERMINATED
+from kinemae.data_tools.exit_codes import EXIT_STOPPED
 from kinemae.finetune import train
 from kinemae.finetune.__main__ import PROGRAM
 from kinemae.finetune.evaluation import inference
@@ -236,7 +236,7 @@ def test_a_signal_during_a_validation_stops_with_a_checkpoint_and_the_run_contin
 
     with monkeypatch.context() as patch:
         patch.setattr(validator, "predict_samples", interrupted)
-        assert run(tmp_path / "run") == EXIT_TERMINATED
+        assert run(tmp_path / "run") == EXIT_STOPPED
     assert (tmp_path / "run" / "checkpoints" / f"step-{2 * call:08d}").exists()
     assert len(lines(tmp_path / "run") if call > 1 else []) == call - 1
 

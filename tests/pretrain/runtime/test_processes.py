@@ -39,12 +39,12 @@ gathered = processes.all_gather_object({"rank": processes.rank})
 from_first = processes.broadcast_object(f"from {processes.rank}")
 largest = processes.maximum(138 * processes.rank)
 found = []
-for stop in (138, 0):  # the second store has no values of the first one
+for stop in (True, False):  # the second store has no values of the first one
     flags = RankFlags(processes.new_store(), world=2, on_phase=lambda phase: None, interval_s=0.0)
     for is_writing in (processes.is_first, False, False):
         found.append(flags.read())
-        flags.post(stop=stop * processes.rank, is_writing=is_writing)
-        stop = 0
+        flags.post(stop=stop and not processes.is_first, is_writing=is_writing)
+        stop = False
 processes.barrier()
 destroy_process_group()
 destroy_process_group()
@@ -133,7 +133,7 @@ def test_two_processes_reduce_gather_broadcast_and_agree_on_flags() -> None:
         [{"rank": 0}, {"rank": 1}],
         "from 0",
         138,
-        [[0, True], [138, True], [0, False], [0, True], [0, True], [0, False]],
+        [[False, True], [True, True], [False, False], *2 * [[False, True]], [False, False]],
     ]
     assert first == [True, *values]
     assert second == [False, *values]

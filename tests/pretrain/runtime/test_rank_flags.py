@@ -12,7 +12,6 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinemae.data_tools.exit_codes import STOPPED
 from kinemae.pretrain.runtime import rank_flags
 from kinemae.pretrain.runtime.rank_flags import Flags, RankFlags
 
@@ -61,12 +60,12 @@ def new_flags(store: rank_flags.Store, *, world: int, interval_s: float = 0.0) -
     return RankFlags(store, world=world, on_phase=ignore, interval_s=interval_s)
 
 
-def end_step(ranks: list[RankFlags], *, stop: int = 0, is_writing: bool = False) -> Flags:
+def end_step(ranks: list[RankFlags], *, stop: bool = False, is_writing: bool = False) -> Flags:
     """End a step of all ranks, of which the last one posts the flags; return what all of them read."""
     found = {rank.read() for rank in ranks}
     for number, rank in enumerate(ranks):
         is_last = number == len(ranks) - 1
-        rank.post(stop=stop if is_last else 0, is_writing=is_writing and is_last)
+        rank.post(stop=stop and is_last, is_writing=is_writing and is_last)
     (flags,) = found
     return flags
 
@@ -74,19 +73,20 @@ def end_step(ranks: list[RankFlags], *, stop: int = 0, is_writing: bool = False)
 def test_a_single_process_reads_its_flags_at_the_next_step() -> None:
     flags = new_flags(dist.HashStore(), world=1, interval_s=100.0)
     found = []
-    for stop, is_writing in ((0, True), (0, False), (143, True), (0, False)):
+    for stop, is_writing in ((False, True), (False, False), (True, True), (False, False)):
         found.append(flags.read())
         flags.post(stop=stop, is_writing=is_writing)
-    assert found == [NOTHING, Flags(0, True), Flags(0, False), Flags(143, True)]
+    assert found == [NOTHING, Flags(False, True), Flags(False, False), Flags(True, True)]
 
 
-def test_the_largest_code_of_all_processes_counts() -> None:
+@pytest.mark.parametrize("requests", [(True, False), (False, True), (True, True)])
+def test_a_request_of_any_process_stops_all(requests: tuple[bool, bool]) -> None:
     store = dist.HashStore()
-    ranks = [new_flags(store, world=len(STOPPED) + 1) for _ in range(len(STOPPED) + 1)]
-    for rank, stop in zip(ranks, (*STOPPED, 0), strict=True):
+    ranks = [new_flags(store, world=2) for _ in requests]
+    for rank, stop in zip(ranks, requests, strict=True):
         assert rank.read() == NOTHING
         rank.post(stop=stop, is_writing=False)
-    assert {rank.read() for rank in ranks} == {Flags(stop=max(STOPPED), is_writing=False)}
+    assert {rank.read() for rank in ranks} == {Flags(stop=True, is_writing=False)}
 
 
 @pytest.mark.parametrize(
@@ -123,21 +123,21 @@ def test_a_round_costs_two_requests_per_process_and_the_store_does_not_grow(worl
     store = CountingStore()
     ranks = [new_flags(store, world=world) for _ in range(world)]
     for _ in range(3):
-        end_step(ranks, stop=138, is_writing=True)
+        end_step(ranks, stop=True, is_writing=True)
     keys, before = store.store.num_keys(), store.requests
     for _ in range(50):
         end_step(ranks)
     assert store.store.num_keys() <= keys <= 2 * len(rank_flags._KEYS)
-    assert store.requests - before == 50 * (2 * world + 5 + len(rank_flags._KEYS))
+    assert store.requests - before == 50 * (2 * world + 3 + len(rank_flags._KEYS))
 
 
 def test_a_round_without_posts_takes_place_at_the_next_step() -> None:
     store = dist.HashStore()
     ranks = [new_flags(store, world=2) for _ in range(2)]
     assert end_step(ranks) == NOTHING
-    assert {rank.read() for rank in ranks} == {Flags(0, False)}  # then a rollback: nothing is posted
-    assert end_step(ranks, stop=138) == NOTHING
-    assert end_step(ranks) == Flags(138, False)
+    assert {rank.read() for rank in ranks} == {Flags(False, False)}  # then a rollback: nothing is posted
+    assert end_step(ranks, stop=True) == NOTHING
+    assert end_step(ranks) == Flags(True, False)
 
 
 def test_a_process_that_does_not_post_is_counted_in_the_phase_of_the_others() -> None:
@@ -155,7 +155,7 @@ def test_a_process_that_does_not_post_is_counted_in_the_phase_of_the_others() ->
     survivors = [RankFlags(store, world=3, on_phase=on_phase), new_flags(store, world=3)]
     for survivor in survivors:
         survivor.read()
-        survivor.post(stop=0, is_writing=False)
+        survivor.post(stop=False, is_writing=False)
     with pytest.raises(EnoughError):
         survivors[0].read()
     assert phases[-1] == "waiting for stop flags: 2 of 3 processes have sent theirs"
@@ -178,14 +178,13 @@ def run_ranks(step: Callable[[RankFlags, int, int], bool], *, interval_s: float)
 @settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 1000),
-    stop=st.sampled_from(sorted(STOPPED)),
     signalled=st.integers(0, WORLD - 1),
     signal_step=st.integers(0, 30),
     interval_s=st.sampled_from([0.0, 0.01, 0.05]),
     is_synchronous=st.booleans(),
 )
 def test_all_ranks_stop_at_the_same_step(
-    seed: int, stop: int, signalled: int, signal_step: int, interval_s: float, is_synchronous: bool
+    seed: int, signalled: int, signal_step: int, interval_s: float, is_synchronous: bool
 ) -> None:
     gradients = threading.Barrier(WORLD)
     results: list[list[tuple[int, Flags]]] = [[] for _ in range(WORLD)]
@@ -199,7 +198,7 @@ def test_all_ranks_stop_at_the_same_step(
         if found != NOTHING:
             results[rank].append((number, found))
         has_signal = rank == signalled and number >= signal_step
-        flags.post(stop=stop if has_signal else 0, is_writing=False)
+        flags.post(stop=has_signal, is_writing=False)
         return not found.stop
 
     run_ranks(step, interval_s=interval_s)
@@ -207,8 +206,8 @@ def test_all_ranks_stop_at_the_same_step(
     first, *others = results
     assert all(other == first for other in others)
     *running, last = first
-    assert last[1] == Flags(stop=stop, is_writing=False) and {found for _, found in running} <= {
-        Flags(0, False)
+    assert last[1] == Flags(stop=True, is_writing=False) and {found for _, found in running} <= {
+        Flags(False, False)
     }
     rounds = [number for number, _ in first]
     assert last[0] > signal_step and sum(number > signal_step for number in rounds) <= 2

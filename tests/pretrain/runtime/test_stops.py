@@ -11,7 +11,7 @@ import pytest
 from kinemae.pretrain.runtime.metrics import read_metrics
 from tests.ranks import Ranks, started
 
-REQUEUE, STUCK = 138, 5
+STOPPED, STUCK = 75, 5
 ENDLESS = ("steps=100000", "save_every_steps=100000", "log.every_steps=1", "data.num_workers=1")
 
 
@@ -49,7 +49,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_with_a_checkpoint(
     with started(tmp_path, *arguments) as ranks:
         ranks.wait_until(lambda: has_done(run_dir, 5))
         ranks.processes[1].send_signal(signal.SIGUSR1)
-        assert ranks.exit_codes() == [REQUEUE, REQUEUE]
+        assert ranks.exit_codes() == [STOPPED, STOPPED]
         assert "SIGUSR1 received" in ranks.output(1) and "SIGUSR1" not in ranks.output(0)
         (checkpoint,) = (run_dir / "checkpoints").iterdir()
         step = json.loads((checkpoint / "state.json").read_text())["step"]

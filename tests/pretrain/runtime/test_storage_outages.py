@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kinemae.data_tools.command import Stopped, exit_code_of
-from kinemae.data_tools.exit_codes import EXIT_STUCK, EXIT_TERMINATED, is_restartable
+from kinemae.data_tools.exit_codes import EXIT_STOPPED, EXIT_STUCK, is_restartable
 from kinemae.data_tools.storage.location import StorageUnavailable
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime.metrics import read_metrics
@@ -70,7 +70,7 @@ def test_a_stop_signal_ends_the_wait_with_a_checkpoint(
     fail_after(monkeypatch, reads=2 * CLIPS_A_STEP, also=lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped, match=r"stopped while a storage is down, .*Input/output error") as caught:
         run_pretraining(plan)
-    assert caught.value.exit_code == EXIT_TERMINATED
+    assert exit_code_of(caught.value) == EXIT_STOPPED
     assert steps_saved(config) == [2]
 
 
