@@ -2,7 +2,7 @@
 
 RUN/launch/code-DIGEST/         copy of the package
 RUN/launch/config-DIGEST.yaml   copy of the config file
-RUN/launch/job.json             read by `supervisor/task.py`: no argument passes through a shell
+RUN/launch/job.json             read by agents and `supervisor/task.py`: no argument passes through a shell
 """
 
 import json
@@ -47,7 +47,7 @@ class Job:
         commit: git commit of the code, if known.
         run_dir: absolute path.
         config: the original config file.
-        container: command prefix of each process, as in [apptainer, exec, IMAGE].
+        policy: limits of the supervision, see `PolicyConfig`; empty: the defaults.
         summary: what the dry run printed (`global_clips`, `steps`, ...); empty without a dry run.
     """
 
@@ -59,7 +59,7 @@ class Job:
     commit: str | None
     run_dir: str
     config: str
-    container: list[str] = field(default_factory=list)
+    policy: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,8 +78,7 @@ class Job:
 
     def to_json(self) -> str:
         """The text of `job.json`."""
-        content = {key: value for key, value in asdict(self).items() if key != "summary"}
-        return json.dumps(content, indent=1, ensure_ascii=False)
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
 
 
 def prepare_job(

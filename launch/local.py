@@ -1,20 +1,22 @@
-"""`launch local`: supervise several processes on this machine."""
+"""`launch local`: run several processes on this machine."""
 
 import argparse
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kinemae.data_tools.overrides import require
 from kinemae.launch.cluster import read_cluster, split_words
-from kinemae.launch.supervisor.start import add_launcher, start
-from kinemae.launch.supervisor.supervise import LaunchSpec, SupervisorConfig
+from kinemae.launch.job import Job
+from kinemae.launch.supervisor.start import SupervisedConfig, add_launcher, agent_command, start
 
 HOST = "localhost"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalCluster(SupervisorConfig):
+class LocalCluster(SupervisedConfig):
     """Cluster file of `launch local`.
 
     Attributes:
@@ -28,12 +30,25 @@ class LocalCluster(SupervisorConfig):
         require(self.processes >= 1, "processes", "be at least 1", self.processes)
 
 
-class LocalTransport:
-    """Runs commands on this machine."""
+class LocalLaunch:
+    """See `Launch`: this process becomes the agent."""
 
-    def command(self, host: str, words: Sequence[str]) -> list[str]:
-        """See `Transport.command`."""
-        return list(words)
+    kind, trains_here = "local", True
+
+    def __init__(self, config: LocalCluster):
+        self.config: SupervisedConfig = config
+        self.slots: Mapping[str, int] = {HOST: config.processes}
+
+    def commands(self, job: Job, port: str = "") -> dict[str, list[str]]:
+        """See `Launch.commands`."""
+        options = ["--host", HOST, "--node", "0", "--node-slots", str(self.slots[HOST])]
+        return {HOST: agent_command(self.config, job, *options)}
+
+    def run(self, job: Job) -> int:
+        """See `Launch.run`."""
+        command = self.commands(job)[HOST]
+        sys.stdout.flush()
+        os.execvp(command[0], command)
 
 
 def add_to(parsers: Any) -> None:
@@ -43,15 +58,4 @@ def add_to(parsers: Any) -> None:
 
 def run_local(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    return start(spec_of(read_cluster(LocalCluster, *split_words(arguments.words))), arguments)
-
-
-def spec_of(cluster: LocalCluster) -> LaunchSpec:
-    """The launch specification of this machine."""
-    return LaunchSpec(
-        kind="local",
-        slots={HOST: cluster.processes},
-        transport=LocalTransport(),
-        config=cluster,
-        master="127.0.0.1",
-    )
+    return start(LocalLaunch(read_cluster(LocalCluster, *split_words(arguments.words))), arguments)

@@ -1,7 +1,8 @@
-"""State of a launched run: `RUN/launch/launch.json`, the launcher's lock, and requests to stop.
+"""State of a launched run: `RUN/launch/launch.json`, locks, and requests to stop.
 
-The launcher holds a lock on RUN/launch/launcher.lock while it runs. `launch status` tests the lock, and a
-second launcher is refused. `launch cancel` writes the file RUN/launch/stop, from any host that sees RUN.
+The launcher holds a lock on RUN/launch/launcher.lock, and the agent of the first node one on
+RUN/launch/agent.lock. `launch status` tests them, and a second launcher is refused. `launch cancel` writes
+the file RUN/launch/stop, from any host that sees RUN.
 """
 
 import fcntl
@@ -21,30 +22,38 @@ from kinemae.data_tools.files import atomic_write_text, flock
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.job import LAUNCH_FOLDER
 
-_RECORD, _LOCK, _STOP = "launch.json", "launcher.lock", "stop"
+_RECORD, STOP = "launch.json", "stop"
+LAUNCHER_LOCK, AGENT_LOCK = "launcher.lock", "agent.lock"
 KUBERNETES = "k8s:"
 _SAVED_STEPS = "saved_steps.json"  # of checkpoints in an object store, written by the run
-_TRIES = 5
+_TRY_S = 0.5
 
 
 class Record:
-    """`launch.json` of one launch; write errors, such as a full disk, are ignored."""
+    """`launch.json` of a run; write errors, such as a full disk, are ignored."""
 
-    def __init__(self, run_dir: Path, **values: Any):
+    def __init__(self, run_dir: Path):
         self._path = run_dir / LAUNCH_FOLDER / _RECORD
-        self._values: dict[str, Any] = {
-            "started": now(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "job_id": None,
-            "attempt": 0,
-            "state": "starting",
-            **values,
-        }
+        self._values: dict[str, Any] = {}  # the last ones, in case the file cannot be written
+
+    def begin(self, *, kind: str, **values: Any) -> None:
+        """Begin a new launch."""
+        here = {"started": now(), "host": socket.gethostname(), "pid": os.getpid()}
+        self._values = {"kind": kind, **here, "job_id": None, "attempt": 0, "state": "starting", **values}
+        self._write()
+
+    def read(self) -> dict[str, Any]:
+        """The values; other processes may have changed them."""
+        with suppress(OSError, ValueError):
+            self._values = json.loads(self._path.read_text(encoding="utf-8"))
+        return self._values
 
     def update(self, **values: Any) -> None:
-        """Change some values and write the file."""
-        self._values.update(values)
+        """Change some values."""
+        self._values = {**self.read(), **values}
+        self._write()
+
+    def _write(self) -> None:
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write_text(self._path, json.dumps(self._values, indent=1, ensure_ascii=False) + "\n")
@@ -82,62 +91,80 @@ def lock_run(run_dir: Path) -> Iterator[None]:
     Raises:
         ValueError: another launcher holds it, or the folder cannot be written.
     """
-    path = run_dir / LAUNCH_FOLDER / _LOCK
+    folder = run_dir / LAUNCH_FOLDER
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        folder.mkdir(parents=True, exist_ok=True)
+        file = take_lock(run_dir, LAUNCHER_LOCK, _TRY_S)
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; fix: set another run_dir") from error
+        raise ConfigError(f"cannot write {folder}: {error.strerror}; fix: set another run_dir") from error
+    if file is None or is_locked(run_dir, AGENT_LOCK):
+        holder = (folder / (LAUNCHER_LOCK if file is None else AGENT_LOCK)).read_text(encoding="utf-8")
+        raise ConfigError(
+            f"{run_dir}: {holder or 'another process'} is running it already; fix: wait for it, or run "
+            f"`kinemae launch cancel {shlex.quote(str(run_dir))}`"
+        )
     with file:
-        if not _try_lock(file):
-            file.seek(0)
-            holder = file.read().strip() or "another launcher"
-            raise ConfigError(
-                f"{run_dir}: {holder} is running it already; fix: wait for it, or run "
-                f"`kinemae launch cancel {shlex.quote(str(run_dir))}`"
-            )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        (run_dir / LAUNCH_FOLDER / _STOP).unlink(missing_ok=True)  # a request to the previous launcher
+        (folder / STOP).unlink(missing_ok=True)  # a request to the previous launcher
         yield
 
 
-def _try_lock(file: IO[str]) -> bool:
-    """Lock a file; retry for a moment, because `is_locked` holds the lock briefly."""
-    for _ in range(_TRIES):
+def take_lock(run_dir: Path, name: str, wait_s: float) -> IO[str] | None:
+    """Take a lock, which is held until the file is closed; None if another process holds it all the time.
+
+    A short wait is necessary, because `is_locked` holds the lock briefly.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    file = (run_dir / LAUNCH_FOLDER / name).open("a+", encoding="utf-8")
+    until = time.monotonic() + wait_s
+    while True:
         try:
             flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+            break
         except BlockingIOError:
+            if time.monotonic() > until:
+                file.close()
+                return None
             time.sleep(0.1)
+    with suppress(OSError):  # a full disk
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+    return file
+
+
+def is_locked(run_dir: Path, *names: str) -> bool:
+    """Check whether a launcher or an agent of this run is alive; without locks of the file system: False."""
+    for name in names or (LAUNCHER_LOCK, AGENT_LOCK):
+        try:
+            with (run_dir / LAUNCH_FOLDER / name).open() as file:
+                flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            continue
+        except BlockingIOError:
+            return True
     return False
 
 
-def is_locked(run_dir: Path) -> bool:
-    """Check whether a launcher of this run is alive."""
+def request_stop(run_dir: Path, number: int = signal.SIGTERM) -> None:
+    """Ask the first agent of a run to stop it with a checkpoint; the agent polls once a second.
+
+    Args:
+        number: the signal for the processes; SIGKILL to kill them.
+    """
+    atomic_write_text(run_dir / LAUNCH_FOLDER / STOP, f"{signal.Signals(number).name}\n")
+
+
+def take_stop_request(run_dir: Path) -> int | None:
+    """Remove a pending stop request and return its signal."""
+    path = run_dir / LAUNCH_FOLDER / STOP
     try:
-        with (run_dir / LAUNCH_FOLDER / _LOCK).open() as file:
-            flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
-def request_stop(run_dir: Path) -> None:
-    """Ask the launcher of a run to stop it with a checkpoint; the launcher polls twice a second."""
-    atomic_write_text(run_dir / LAUNCH_FOLDER / _STOP, f"requested on {socket.gethostname()} at {now()}\n")
-
-
-def take_stop_request(run_dir: Path) -> signal.Signals | None:
-    """Remove a pending stop request and return it as SIGTERM."""
-    path = run_dir / LAUNCH_FOLDER / _STOP
-    if not path.exists():
+        name = path.read_text(encoding="ascii").strip()
+        path.unlink()
+    except OSError:
         return None
-    path.unlink(missing_ok=True)
-    return signal.SIGTERM
+    return getattr(signal, name, signal.SIGTERM)
 
 
 def saved_steps(run_dir: Path) -> list[int]:

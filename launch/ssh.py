@@ -1,17 +1,30 @@
-"""`launch ssh`: supervise a run on several hosts that this machine reaches by ssh."""
+"""`launch ssh`: run a training on several hosts that this machine reaches by ssh.
+
+The launcher starts one agent on each host, prints their output and requests stops. The run goes on without
+it. If the agent with the store is lost, the launcher starts new agents on the reachable hosts.
+"""
 
 import argparse
+import os
 import re
+import select
 import shlex
-from collections.abc import Sequence
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kinemae.data_tools.exit_codes import EXIT_CRASHED
 from kinemae.data_tools.overrides import ConfigError, require
 from kinemae.launch.cluster import read_cluster, split_words
-from kinemae.launch.supervisor.start import add_launcher, start
-from kinemae.launch.supervisor.supervise import LaunchSpec, SupervisorConfig
+from kinemae.launch.job import Job
+from kinemae.launch.record import AGENT_LOCK, Record, is_locked, now, request_stop
+from kinemae.launch.supervisor.hosts import HostStatus, query_hosts, resolution_error
+from kinemae.launch.supervisor.rank import catch_signals, log_line
+from kinemae.launch.supervisor.start import SupervisedConfig, add_launcher, agent_command, start
 
 _OPTIONS = (
     "BatchMode=yes",  # fail instead of asking for a password
@@ -21,10 +34,12 @@ _OPTIONS = (
     "ControlPath=none",  # a shared connection would hide it
 )
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:%@-]*")
+_POLL_S, _RETRY_S, _MARGIN_S = 0.5, 5.0, 10.0
+_REJOIN_S, _LONGEST_PAUSE_S = 10.0, 300.0  # between two attempts to start the agent of a lost host
 
 
 @dataclass(frozen=True, kw_only=True)
-class SshCluster(SupervisorConfig):
+class SshCluster(SupervisedConfig):
     """Cluster file of `launch ssh`: hosts that share code, data and run folders under the same paths.
 
     Attributes:
@@ -32,9 +47,9 @@ class SshCluster(SupervisorConfig):
         hostfile: lines of `HOST slots=N`, as for DeepSpeed; an alternative to `hosts`.
         ssh: further options of ssh, as [-p, "2222"]; they take precedence.
         master_addr: address of the rendezvous; None for the first host's name.
-        master_port: port of the first start; each restart takes the next one. None for a free port.
+        master_port: port of the agents' store; None for a free port.
         link_gbit: network speed between the hosts, for `launch doctor` to compare with; None if unknown.
-        min_nodes, host_wait_s: see `LaunchSpec`.
+        min_nodes: the fewest hosts; None: all for the first start, half of them for a restart.
     """
 
     hosts: dict[str, int] = field(default_factory=dict)
@@ -44,7 +59,6 @@ class SshCluster(SupervisorConfig):
     master_port: int | None = None
     link_gbit: float | None = None
     min_nodes: int | None = None
-    host_wait_s: float = 60.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,7 +69,7 @@ class SshCluster(SupervisorConfig):
                 f"got {' and '.join(given) or 'neither'}"
             )
         port, slots = self.master_port, self.slots()
-        require(port is None or 0 < port < 65536 - self.max_restarts, "master_port", "be a port", port)
+        require(port is None or 0 < port < 65536, "master_port", "be a port", port)
         require(self.link_gbit is None or self.link_gbit > 0, "link_gbit", "be above 0", self.link_gbit)
         for host, count in slots.items():
             require(_HOST.fullmatch(host) is not None, "hosts", "contain host names or addresses", host)
@@ -64,7 +78,6 @@ class SshCluster(SupervisorConfig):
         require(
             least is None or 1 <= least <= most, "min_nodes", f"be 1 to {most}, the number of hosts", least
         )
-        require(self.host_wait_s >= 0, "host_wait_s", "be 0 or more seconds", self.host_wait_s)
 
     def slots(self) -> dict[str, int]:
         """Processes by host, in the order of the file."""
@@ -81,7 +94,7 @@ class SshTransport:
         self._words = ["ssh", "-T", *options, *(word for option in _OPTIONS for word in ("-o", option))]
 
     def command(self, host: str, words: Sequence[str]) -> list[str]:
-        """See `Transport.command`."""
+        """The local command that executes `words` on a host."""
         return [*self._words, host, shlex.join(words)]
 
 
@@ -110,6 +123,148 @@ def read_hostfile(path: Path) -> dict[str, int]:
     return slots
 
 
+class SshLaunch:
+    """See `Launch`."""
+
+    kind, trains_here = "ssh", False
+
+    def __init__(self, config: SshCluster):
+        self.config: SupervisedConfig = config
+        self._cluster = config
+        self.slots: Mapping[str, int] = config.slots()
+        self._master = config.master_addr or next(iter(self.slots)).rpartition("@")[2]
+        self._transport = SshTransport(config.ssh)
+        self._signals: list[int] = []
+        self._stop: int | None = None
+        self._wakeup = -1
+
+    def commands(
+        self, job: Job, port: str, run_id: str = "1", hosts: Sequence[str] = ()
+    ) -> dict[str, list[str]]:
+        """See `Launch.commands`.
+
+        Args:
+            run_id: name of this set of agents.
+            hosts: those that take part, all by default; the first has the store.
+        """
+        order = list(self.slots)
+        first = (hosts or order)[0]
+        address = self._master if first == order[0] else first.rpartition("@")[2]
+        least = self._cluster.min_nodes or (len(order) + 1) // 2
+        shared = ["--nodes", f"{least}:{len(order)}", "--agents", str(len(hosts or order))]
+        shared += ["--rendezvous", f"{address}:{self._cluster.master_port or port}", "--run-id", run_id]
+        shared += ["--store-node", str(order.index(first))]
+        commands = {}
+        for node, host in enumerate(order):
+            own = ["--host", host, "--node", str(node), "--node-slots", str(self.slots[host])]
+            commands[host] = self._transport.command(host, agent_command(self.config, job, *own, *shared))
+        return commands
+
+    def run(self, job: Job) -> int:
+        """See `Launch.run`.
+
+        Raises:
+            ValueError: too few hosts are reachable at the first start, or they cannot connect.
+        """
+        self._wakeup = catch_signals(self._signals, keep_ignored=True)  # as under nohup
+        record, run_id, starts = Record(Path(job.run_dir)), 0, 0
+        while True:
+            run_id += 1
+            record.update(run_id=str(run_id))  # agents of an earlier one end
+            hosts = self._find_hosts(job, is_first=run_id == 1)
+            if self._stop is not None or hosts is None:
+                code = EXIT_CRASHED if self._stop is None else 128 + self._stop
+                record.update(state="ended", code=code, ended=now())
+                return code
+            attempt = record.read()["attempt"]
+            port = str(next(iter(hosts.values())).port)
+            self._watch(job, self.commands(job, port, str(run_id), list(hosts)), list(hosts))
+            last = record.read()
+            if last["state"] == "ended":
+                return int(last["code"])
+            # The next agents decide about the attempt, unless they have not come to one.
+            starts = 0 if last["attempt"] > attempt else starts + 1
+            if self._stop is not None or starts > self.config.max_restarts:
+                raise ConfigError("the agents ended without a result; fix: see their messages above")
+            log_line(Path(job.run_dir), "the agents are lost: starting new ones on the reachable hosts")
+
+    def _find_hosts(self, job: Job, *, is_first: bool) -> dict[str, HostStatus] | None:
+        """Query the hosts; None after a stop request, or if too few of them are left."""
+        excluded = Record(Path(job.run_dir)).read().get("history", {}).get("excluded", [])
+        least = self._cluster.min_nodes or (len(self.slots) if is_first else (len(self.slots) + 1) // 2)
+        until = time.monotonic() + self.config.host_wait_s
+        script = [job.python, "-P", job.script("supervisor/agent.py"), "--query", job.run_dir]
+        while True:
+            queries = {
+                host: self._transport.command(host, [*self.config.container, *script, host, self._master])
+                for host in self.slots
+                if host not in excluded
+            }
+            statuses = query_hosts(queries)
+            errors = {host: status.error for host, status in statuses.items() if status.error}
+            self._take_signals(job)
+            if len(statuses) - len(errors) >= least or self._stop is not None:
+                break
+            problem = "; ".join(f"{host} is unreachable ({error})" for host, error in errors.items())
+            if is_first:
+                raise ConfigError(
+                    f"{problem}; fix: repair it, remove it from hosts, or allow fewer hosts with min_nodes=N"
+                )
+            if time.monotonic() > until:
+                log_line(Path(job.run_dir), f"{problem}: fewer than min_nodes={least} hosts are left")
+                return None
+            time.sleep(_RETRY_S)
+        for host, error in errors.items():
+            log_line(Path(job.run_dir), f"continuing without {host}: {error}")
+        hosts = {host: status for host, status in statuses.items() if host not in errors}
+        problem = resolution_error(hosts, self._master, self.config.environment) or ""
+        if problem and next(iter(hosts)) == next(iter(self.slots)):
+            raise ConfigError(problem)
+        return hosts
+
+    def _watch(self, job: Job, commands: Mapping[str, list[str]], hosts: Sequence[str]) -> None:
+        """Start the agents and return when they have ended; start those of lost hosts again."""
+        run_dir, record = Path(job.run_dir), Record(Path(job.run_dir))
+        agents = {host: _start(commands[host]) for host in hosts}
+        pauses = dict.fromkeys(commands, _REJOIN_S)
+        again = {host: time.monotonic() + _REJOIN_S for host in commands}
+        lost_s: float | None = None
+        limit_s = self.config.heartbeat_timeout_s + self.config.grace_s + _MARGIN_S
+        while True:
+            if select.select([self._wakeup], [], [], _POLL_S)[0]:
+                os.read(self._wakeup, 4096)
+            self._take_signals(job)
+            alive = [host for host, agent in agents.items() if agent.poll() is None]
+            last = record.read()
+            has_store = hosts[0] in alive or is_locked(run_dir, AGENT_LOCK)
+            lost_s = None if has_store and last["state"] != "ended" else lost_s or time.monotonic()
+            if lost_s is not None:
+                if not alive or time.monotonic() > lost_s + limit_s:
+                    break
+                continue
+            for host in commands.keys() - set(alive) - set(last.get("history", {}).get("excluded", [])):
+                if host != hosts[0] and time.monotonic() > again[host]:
+                    agents[host] = _start(commands[host])
+                    pauses[host] = min(2 * pauses[host], _LONGEST_PAUSE_S)
+                    again[host] = time.monotonic() + pauses[host]
+        for agent in agents.values():
+            agent.kill()
+            agent.wait()
+
+    def _take_signals(self, job: Job) -> None:
+        """Pass received signals to the agents; a second SIGINT kills the processes."""
+        while self._signals:
+            number = self._signals.pop(0)
+            is_second = number == signal.SIGINT and self._stop is not None
+            request_stop(Path(job.run_dir), signal.SIGKILL if is_second else number)
+            self._stop = self._stop or number
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    """Start an agent. It survives this process: its session is its own, and it reads nothing."""
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
 def add_to(parsers: Any) -> None:
     """Register `ssh`."""
     add_launcher(parsers, "ssh", run_ssh, "ssh CLUSTER.yaml -- pretrain CONFIG run_dir=RUN")
@@ -117,20 +272,4 @@ def add_to(parsers: Any) -> None:
 
 def run_ssh(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    return start(spec_of(read_cluster(SshCluster, *split_words(arguments.words))), arguments)
-
-
-def spec_of(cluster: SshCluster) -> LaunchSpec:
-    """The launch specification of hosts behind ssh."""
-    slots = cluster.slots()
-    return LaunchSpec(
-        kind="ssh",
-        slots=slots,
-        transport=SshTransport(cluster.ssh),
-        config=cluster,
-        master=cluster.master_addr or next(iter(slots)).rpartition("@")[2],
-        port=cluster.master_port,
-        min_nodes=cluster.min_nodes,
-        host_wait_s=cluster.host_wait_s,
-        trains_here=False,
-    )
+    return start(SshLaunch(read_cluster(SshCluster, *split_words(arguments.words))), arguments)

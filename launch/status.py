@@ -16,7 +16,7 @@ from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED, describe_exit
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.data_tools.progress import duration
 from kinemae.launch.commands import add_command
-from kinemae.launch.job import LAUNCH_FOLDER, LOGS_FOLDER
+from kinemae.launch.job import LOGS_FOLDER
 from kinemae.launch.k8s import kubectl
 from kinemae.launch.record import is_locked, read_record, request_stop, saved_steps
 from kinemae.launch.slurm.queue import cancel_job, describe_job, job_end, job_states
@@ -86,7 +86,7 @@ def _state(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
         states = job_states(record["job_id"])
         if states:
             return {"state": states[0].lower(), "message": describe_job(record["job_id"])}
-        code, message = job_end(record["job_id"], run_dir / LAUNCH_FOLDER)
+        code, message = job_end(record["job_id"], record)
         return {"state": "ended", "code": code, "message": message}
     if record["kind"] == "k8s":
         return kubectl.job_state(record["job_id"])
@@ -97,7 +97,7 @@ def _state(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
         return {"state": "ended", "message": f"{describe_exit(code)} (exit code {code})"}
     return {
         "state": "lost",
-        "message": "the launcher was killed; start the run again to resume from its newest checkpoint",
+        "message": "its agents were killed; start the run again to resume from its newest checkpoint",
     }
 
 
@@ -209,7 +209,7 @@ def run_cancel(arguments: argparse.Namespace) -> int:
     run_dir = arguments.run_dir
     record = read_record(run_dir)
     if record["kind"] == "slurm":
-        sys.stdout.write(cancel_job(record["job_id"], run_dir / LAUNCH_FOLDER) + "\n")
+        sys.stdout.write(cancel_job(record["job_id"], run_dir) + "\n")
         return 0
     if record["kind"] == "k8s":
         sys.stdout.write(kubectl.cancel_job(record["job_id"]) + "\n")

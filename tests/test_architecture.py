@@ -73,6 +73,7 @@ OWNERS = {
         "data_tools/stream/clip_reader.py",
         "data_tools/stream/clip_stream.py",
         "launch/doctor/probe.py",
+        "launch/supervisor/membership.py",
         "pretrain/runtime/processes.py",
     },
     "peft": {"finetune/adapt/lora.py"},

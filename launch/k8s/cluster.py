@@ -36,9 +36,9 @@ class KubernetesCluster:
         labels, annotations: of the job, its JobSet and its pods.
         queue: Kueue's local queue; the job is created suspended.
         patch: changes of the pod template, see `patched` in `manifests.py`.
-        port: port of the rendezvous; a restart uses one of the next 15.
+        port: port of the agents' store.
         stop_s: seconds for a checkpoint after SIGTERM; the pod's grace period is longer.
-        max_restarts: restarts of the whole job after crashes.
+        max_restarts: restarts in a row without a new checkpoint; also restarts of all pods.
     """
 
     manifest: Literal["trainjob", "jobset"] = "trainjob"
@@ -73,7 +73,7 @@ class KubernetesCluster:
         for key, text in quantities.items():
             is_quantity = _QUANTITY.fullmatch(text) is not None
             require(is_quantity, key, "be a Kubernetes quantity such as 8 or 64Gi", text)
-        require(1024 <= self.port <= 65520, "port", "lie between 1024 and 65520", self.port)
+        require(1024 <= self.port <= 65535, "port", "lie between 1024 and 65535", self.port)
         require(self.stop_s >= 1, "stop_s", "be at least 1", self.stop_s)
         for folder in self.volumes:
             is_absolute = PurePosixPath(folder).is_absolute()

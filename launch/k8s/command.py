@@ -53,7 +53,8 @@ def _in_pod(cluster: KubernetesCluster, job: Job) -> Job:
     is_kept = any(folder == run_dir or folder in run_dir.parents for folder in volumes)
     require(is_kept, "run_dir", "lie on one of `volumes`, or the run is lost with its pods", job.run_dir)
     argv = [f"{MOUNT}/{CONFIG}" if word == job.frozen_config else word for word in job.argv]
-    return replace(job, argv=argv, code="", cwd="/", config=f"{MOUNT}/{CONFIG}", commit=None)
+    policy = {"max_restarts": cluster.max_restarts, "stop_s": float(cluster.stop_s)}
+    return replace(job, policy=policy, argv=argv, code="", cwd="/", config=f"{MOUNT}/{CONFIG}", commit=None)
 
 
 def _check_config(job_argv: list[str], cluster: KubernetesCluster) -> None:

@@ -6,7 +6,7 @@ import subprocess
 from contextlib import suppress
 from typing import Any
 
-from kinemae.data_tools.exit_codes import FAILED, STOPPED, describe_exit
+from kinemae.data_tools.exit_codes import EXIT_STOPPED, FAILED, describe_exit
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.k8s.manifests import JOBSET_LABEL, RESTART_LABEL, Manifest, to_yaml
 
@@ -147,7 +147,7 @@ def _failed_code(pods: list[dict[str, Any]]) -> int | None:
     ends = [
         status["state"]["terminated"]["exitCode"] for status in statuses if "terminated" in status["state"]
     ]
-    failures = sorted(filter(None, ends), key=lambda code: (code not in FAILED, code in STOPPED))
+    failures = sorted(filter(None, ends), key=lambda code: (code not in FAILED, code == EXIT_STOPPED))
     return failures[0] if failures else None
 
 

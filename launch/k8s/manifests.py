@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from kinemae.data_tools.exit_codes import FAILED, STOPPED
+from kinemae.data_tools.exit_codes import EXIT_STOPPED, FAILED
 from kinemae.data_tools.overrides import require
 from kinemae.launch.k8s.cluster import KubernetesCluster
 
@@ -61,14 +61,14 @@ def _job_set(cluster: KubernetesCluster, source: str) -> list[Manifest]:
 def _job_set_spec(cluster: KubernetesCluster, source: str) -> Manifest:
     """One Job whose pods are the nodes. JobSet restarts all pods together, after the old ones have ended.
 
-    A stop with a checkpoint or a disruption restarts uncounted, a final failure ends the job, a crash
-    restarts at most `max_restarts` times. JobSet knows a stop by its message alone: if Kubernetes changes the
-    message, a stop ends the job, and a final failure is still not repeated.
+    The agents restart their processes after a crash. A stop with a checkpoint or a disruption restarts the
+    pods uncounted, a final failure ends the job, and any other end of a pod restarts at most `max_restarts`
+    times. JobSet knows a stop by its message alone: if Kubernetes changes the message, a stop ends the job,
+    and a final failure is still not repeated.
     """
 
-    codes = {"containerName": "node", "operator": "In", "values": sorted(FAILED | STOPPED)}
+    codes = {"containerName": "node", "operator": "In", "values": sorted(FAILED | {EXIT_STOPPED})}
     disruption = [{"type": "DisruptionTarget", "status": "True"}]
-    stopped = f"exit code ({'|'.join(map(str, sorted(STOPPED)))}) "
     policy = {"onJobFailureReasons": ["PodFailurePolicy"]}
     job = {
         "completionMode": "Indexed",
@@ -91,7 +91,7 @@ def _job_set_spec(cluster: KubernetesCluster, source: str) -> Manifest:
                     "name": "stopped",
                     "action": "RestartJobSetAndIgnoreMaxRestarts",
                     **policy,
-                    "onJobFailureMessagePatterns": [stopped, "DisruptionTarget"],
+                    "onJobFailureMessagePatterns": [f"exit code {EXIT_STOPPED} ", "DisruptionTarget"],
                 },
                 {"name": "final", "action": "FailJobSet", **policy},
             ],
@@ -141,11 +141,11 @@ def _agent_command(cluster: KubernetesCluster) -> list[str]:
     return [
         *(word.replace("$(", "$$(") for word in words),
         "--node=$(JOB_COMPLETION_INDEX)",
-        "--restart=$(RESTART)",
-        f"--nodes={cluster.nodes}",
-        f"--processes={cluster.processes_per_node}",
-        f"--master={cluster.name}-node-0-0.{cluster.name}:{cluster.port}",
-        f"--stop-s={cluster.stop_s}",
+        "--run-id=$(RESTART)",
+        f"--nodes={cluster.nodes}:{cluster.nodes}",
+        f"--agents={cluster.nodes}",
+        f"--node-slots={cluster.processes_per_node}",
+        f"--rendezvous={cluster.name}-node-0-0.{cluster.name}:{cluster.port}",
         f"--job-id={job_id(cluster)}",
     ]
 

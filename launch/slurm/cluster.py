@@ -10,8 +10,8 @@ from kinemae.data_tools.overrides import ConfigError, require
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
 # Options that the batch script sets; a second one in `extra` would override it.
 _OWN_OPTIONS = re.compile(
-    "account|array|chdir|cpus-per-task|error|export|gres|job-name|kill-on-bad-exit|mem|(no-)?requeue|nodes"
-    "|ntasks(-per-node)?|open-mode|output|parsable|partition|qos|signal|time|wait"
+    "account|array|chdir|cpus-per-task|error|export|gres|job-name|kill-on-bad-exit|mem|(no-)?requeue|no-kill"
+    "|nodes|ntasks(-per-node)?|open-mode|output|parsable|partition|qos|signal|time|wait"
 )
 
 
@@ -44,6 +44,7 @@ class SlurmCluster:
     Attributes:
         partition, account, qos: as of sbatch; empty for the cluster's default.
         nodes, processes_per_node, gpus_per_node: machines; processes of each, one per GPU; GPUs of each.
+        spare: further machines, which replace lost and bad ones.
         name: the job's name; empty for the run folder's name.
         time: time limit as for sbatch, such as 1-00:00:00.
         cpus_per_process: for the process and its data workers.
@@ -52,8 +53,9 @@ class SlurmCluster:
         extra: further sbatch options, such as --constraint=a100.
         requeue: requeue the job after a stop with a checkpoint (time limit, preemption).
         array: an alternative to `requeue`: this many jobs in sequence, each resuming the run.
-        signal_s: seconds before the time limit at which Slurm sends SIGUSR1, which requests a checkpoint.
-        max_restarts: restarts after crashes, in the same allocation.
+        signal_s: seconds before the time limit at which Slurm sends SIGUSR1, which requests a checkpoint, and
+            the time for a checkpoint after any request.
+        max_restarts: restarts, or requeues, in a row without a new checkpoint.
         environment: variables of each process.
         python: the interpreter on the nodes; empty for the one that submits.
         link_gbit: network speed between the nodes, for `launch doctor` to compare with; None if unknown.
@@ -65,6 +67,7 @@ class SlurmCluster:
     name: str = ""
     time: str = ""
     nodes: int = 1
+    spare: int = 0
     processes_per_node: int = 1
     cpus_per_process: int = 1
     gpus_per_node: int = 0
@@ -73,7 +76,7 @@ class SlurmCluster:
     extra: list[str] = field(default_factory=list)
     requeue: bool = True
     array: int = 0
-    signal_s: int = 120
+    signal_s: int = 600
     max_restarts: int = 3
     container: Container = field(default_factory=Container)
     environment: dict[str, str] = field(default_factory=dict)
@@ -83,7 +86,7 @@ class SlurmCluster:
     def __post_init__(self) -> None:
         for key in ("nodes", "processes_per_node", "cpus_per_process"):
             require(getattr(self, key) >= 1, key, "be at least 1", getattr(self, key))
-        for key in ("gpus_per_node", "array", "max_restarts"):
+        for key in ("gpus_per_node", "array", "max_restarts", "spare"):
             require(getattr(self, key) >= 0, key, "be at least 0", getattr(self, key))
         for key in ("partition", "account", "qos", "name", "time", "memory", "gpu_type"):
             require(getattr(self, key).isprintable(), key, "be one line of text", getattr(self, key))

@@ -6,22 +6,22 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.files import atomic_write_text, to_json_lines
 from kinemae.data_tools.overrides import ConfigError, require
 from kinemae.launch.cluster import read_cluster, split_words
 from kinemae.launch.job import LAUNCH_FOLDER, LOGS_FOLDER, Job, prepare_job, write_job
-from kinemae.launch.record import Record, read_record
+from kinemae.launch.record import STOP, Record, read_record
+from kinemae.launch.slurm.batch import BatchSettings
 from kinemae.launch.slurm.cluster import SlurmCluster
-from kinemae.launch.slurm.queue import CANCELLED, OUTCOME, job_states
+from kinemae.launch.slurm.queue import CANCELLED, job_states
 from kinemae.launch.slurm.script import batch_script, escape_file_name
 from kinemae.launch.supervisor.start import add_launcher
 
-# srun's --wait: seconds for the other tasks after the first has ended; rank 0 exports and reports last.
-_LAST_TASKS_S = 600
+SETTINGS = "slurm.json"
 
 
 def add_to(parsers: Any) -> None:
@@ -40,24 +40,25 @@ def run(arguments: argparse.Namespace) -> int:
         world_size=cluster.nodes * cluster.processes_per_node,
         trains_here=False,
     )
-    job = replace(job, container=cluster.container_command())
+    job = replace(job, policy={"max_restarts": cluster.max_restarts, "stop_s": float(cluster.signal_s)})
     if arguments.dry_run:
         sys.stdout.write(plan_text(cluster, job))
         return 0
     script, path = script_of(cluster, job), _script_path(job)
     _check_no_job(job)
     write_job(job)
-    for name in (CANCELLED, OUTCOME):
+    for name in (CANCELLED, STOP):
         (path.parent / name).unlink(missing_ok=True)
+    record = Record(Path(job.run_dir))  # before the job, which changes it
+    record.begin(kind="slurm", steps=job.summary.get("steps"), state="submitted")
     atomic_write_text(path, script)
+    atomic_write_text(path.with_name(SETTINGS), to_json_lines(asdict(settings_of(cluster, job))))
     command = _submit_command(job)
     ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode != 0:
         raise ConfigError(f"sbatch refused the job: {ran.stderr.strip()}")
     job_id = ran.stdout.strip().partition(";")[0]  # JOB;CLUSTER if there are several clusters
-    steps = job.summary.get("steps")
-    record = Record(Path(job.run_dir), kind="slurm", job_id=job_id, command=command, steps=steps)
-    record.update(state="submitted")
+    record.update(job_id=job_id)
     sys.stdout.write(f"job {job_id}; kinemae launch status {shlex.quote(job.run_dir)}\n")
     return 0
 
@@ -67,6 +68,8 @@ def plan_text(cluster: SlurmCluster, job: Job) -> str:
     lines = [
         f"would write {_script_path(job)}:",
         script_of(cluster, job),
+        f"would write {job.path.with_name(SETTINGS)}:",
+        to_json_lines(asdict(settings_of(cluster, job))),
         f"would write {job.path}:",
         job.to_json(),
         "",
@@ -94,17 +97,27 @@ def script_of(cluster: SlurmCluster, job: Job) -> str:
     require(can_log, "run_dir", "be one line without backslashes: Slurm cannot log into others", job.run_dir)
     if cluster.container.runtime == "pyxis":
         _check_mounts(cluster.container.mounts, job.run_dir)
-    # Apptainer is started by task.py, so task.py runs outside of it; pyxis surrounds task.py.
-    python = sys.executable if cluster.container.runtime == "apptainer" else job.python
-    settings: list[tuple[str, str | Sequence[str]]] = [
-        ("cancelled", str(Path(job.run_dir) / LAUNCH_FOLDER / CANCELLED)),
-        ("outcome", str(Path(job.run_dir) / LAUNCH_FOLDER / OUTCOME)),
-        ("requeue", "yes" if cluster.requeue else "no"),
-        ("max_restarts", str(cluster.max_restarts)),
-        ("options", _srun_options(cluster, job)),
-        ("task", [python, "-P", job.script("supervisor/task.py"), str(job.path)]),
-    ]
-    return batch_script(_directives(cluster, job), settings)
+    command = [sys.executable, "-P", job.script("slurm/batch.py"), str(job.path.with_name(SETTINGS))]
+    return batch_script(_directives(cluster, job), command)
+
+
+def settings_of(cluster: SlurmCluster, job: Job) -> BatchSettings:
+    """The settings of the batch job."""
+    cores = cluster.processes_per_node * cluster.cpus_per_process
+    # srun ignores sbatch's value since Slurm 22.05. Without a spare node, Slurm ends the job with a node.
+    srun = [f"--cpus-per-task={cores}", "--kill-on-bad-exit=0", "--wait=0", *cluster.pyxis_options()]
+    script = job.script("supervisor/agent.py")
+    agent = [*cluster.container_command(), job.python, "-P", script, str(job.path)]
+    return BatchSettings(
+        run_dir=job.run_dir,
+        nodes=cluster.nodes,
+        spare=cluster.spare,
+        requeue=cluster.requeue,
+        max_restarts=cluster.max_restarts,
+        srun=[*srun, *(["--no-kill"] if cluster.spare else [])],
+        agent=[*agent, "--node-slots", str(cluster.processes_per_node)],
+        master=cluster.environment.get("MASTER_ADDR", ""),
+    )
 
 
 def _directives(cluster: SlurmCluster, job: Job) -> list[tuple[str, str]]:
@@ -115,30 +128,19 @@ def _directives(cluster: SlurmCluster, job: Job) -> list[tuple[str, str]]:
         ("account", cluster.account),
         ("qos", cluster.qos),
         ("time", cluster.time),
-        ("nodes", str(cluster.nodes)),
-        ("ntasks-per-node", str(cluster.processes_per_node)),
-        ("cpus-per-task", str(cluster.cpus_per_process)),
+        ("nodes", str(cluster.nodes + cluster.spare)),
+        ("ntasks-per-node", "1"),
+        ("cpus-per-task", str(cluster.processes_per_node * cluster.cpus_per_process)),
         ("gres", cluster.gres()),
         ("mem", cluster.memory),
-        ("signal", f"USR1@{cluster.signal_s}"),
+        ("signal", f"B:USR1@{cluster.signal_s}"),
         ("output", f"{logs}/slurm-{'%A_%a' if cluster.array else '%j'}.log"),
         ("array", f"1-{cluster.array}%1" if cluster.array else ""),
     ]
     switches = [("open-mode", "append"), ("requeue" if cluster.requeue else "no-requeue", "")]
+    switches += [("no-kill", "")] if cluster.spare else []
     extra = [option.removeprefix("--").partition("=") for option in cluster.extra]
     return [(name, value) for name, value in given if value] + switches + [(name, v) for name, _, v in extra]
-
-
-def _srun_options(cluster: SlurmCluster, job: Job) -> list[str]:
-    logs = escape_file_name(str(Path(job.run_dir) / LOGS_FOLDER))
-    return [
-        f"--cpus-per-task={cluster.cpus_per_process}",  # srun ignores sbatch's value since Slurm 22.05
-        "--kill-on-bad-exit=1",
-        f"--wait={_LAST_TASKS_S}",
-        "--open-mode=append",
-        f"--output={logs}/rank-%5t.log",
-        *cluster.pyxis_options(),
-    ]
 
 
 def _check_mounts(mounts: Sequence[str], run_dir: str) -> None:

@@ -2,13 +2,15 @@
 
 import getpass
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK, EXIT_TERMINATED, describe_exit
+from kinemae.data_tools.exit_codes import EXIT_TERMINATED, describe_exit
 from kinemae.data_tools.overrides import ConfigError
+from kinemae.launch.record import Record, request_stop
 from kinemae.launch.slurm.cluster import seconds_of
 
-OUTCOME = "outcome"  # file in RUN/launch: job id and exit code, written when the batch script ends
 CANCELLED = "cancelled"  # file in RUN/launch: do not requeue or restart the job
 _TIMEOUT_S = 60
 # Prefixes of sinfo's states of nodes that accept no jobs; a * at the end marks a node that does not respond.
@@ -34,79 +36,32 @@ def describe_job(job_id: str) -> str:
     return "\n".join(_describe(line) for line in shown.splitlines()) or f"job {job_id} is not in the queue"
 
 
-def job_end(job_id: str, launch_folder: Path) -> tuple[int | None, str]:
-    """The exit code of a job that has left the queue, and its description.
-
-    The batch script writes its exit code. If the script was killed too, the code comes from Slurm's record,
-    which is deleted after some minutes or kept by the accounting.
-
-    Raises:
-        ValueError: Slurm does not respond.
-    """
-    code = _written_code(job_id, launch_folder)
-    if code is not None:
+def job_end(job_id: str, record: Mapping[str, Any]) -> tuple[int | None, str]:
+    """Exit code of a job that has left the queue, as it wrote it into `launch.json`, and description."""
+    if record.get("state") == "ended" and record["job_id"] == job_id:
+        code = int(record["code"])
         return code, f"job {job_id}: {describe_exit(code)} (exit code {code})"
-    state, pair = _shown_end(job_id) or _accounted_end(job_id) or ("", "")
-    if not state:
-        return None, f"job {job_id}: Slurm has no record of it, and it wrote no exit code"
-    number = exit_code_of(state, pair)
-    reasons = {"CANCELLED": "cancelled", "TIMEOUT": "killed at its time limit"}
-    reason = reasons.get(state, state.lower().replace("_", " "))
-    return number, f"job {job_id}: {reason} (exit code {number}); launch it again to resume"
+    reason = f"Slurm ended it before it wrote an exit code (sacct -j {job_id}); launch it again to resume"
+    return None, f"job {job_id}: {reason}"
 
 
-def _written_code(job_id: str, launch_folder: Path) -> int | None:
-    try:
-        job, code = (launch_folder / OUTCOME).read_text(encoding="utf-8").split()
-    except (OSError, ValueError):
-        return None
-    return int(code) if job == job_id and code.isdigit() else None
-
-
-def _shown_end(job_id: str) -> tuple[str, str] | None:
-    """State and `CODE:SIGNAL` of a job that Slurm's controller still has; of the last array element."""
-    lines = _run("scontrol", "--oneliner", "show", "job", job_id).splitlines()
-    fields = _fields(lines[-1]) if lines else {}
-    return (fields["JobState"], fields.get("ExitCode", "")) if "JobState" in fields else None
-
-
-def _accounted_end(job_id: str) -> tuple[str, str] | None:
-    """The same from Slurm's accounting, if it is enabled."""
-    command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}"]
-    rows = [line.split("|") for line in output_of(*command, "--format=State,ExitCode").splitlines()]
-    rows = [row for row in rows if len(row) > 1 and row[0]]
-    return (rows[-1][0].split()[0], rows[-1][1]) if rows else None
-
-
-def exit_code_of(state: str, pair: str) -> int:
-    """Convert Slurm's state and `CODE:SIGNAL` to an exit code as in a shell."""
-    exit_code, _, number = pair.partition(":")
-    if exit_code.isdigit() and int(exit_code):
-        return int(exit_code)
-    if number.isdigit() and int(number):
-        return 128 + int(number)
-    codes = {"COMPLETED": EXIT_OK, "CANCELLED": EXIT_TERMINATED, "TIMEOUT": EXIT_TERMINATED}
-    return codes.get(state, EXIT_CRASHED)
-
-
-def cancel_job(job_id: str, launch_folder: Path) -> str:
+def cancel_job(job_id: str, run_dir: Path) -> str:
     """Stop a job with a checkpoint and prevent its return; return what was done.
 
-    Pending elements leave the queue. Running processes get SIGTERM: they save and exit with 143.
+    Pending elements leave the queue. The agents of a running job are asked to stop it.
 
     Raises:
         ValueError: Slurm does not respond.
     """
     if not job_states(job_id):
         return f"job {job_id} is not in the queue"
-    (
-        launch_folder / CANCELLED
-    ).touch()  # before the signal: the batch script reads it after the processes end
+    (run_dir / "launch" / CANCELLED).touch()  # before the request: the batch job reads it after the end
     _run("scancel", "--state=PENDING", job_id)
     if "RUNNING" not in job_states(job_id):
+        Record(run_dir).update(state="ended", code=EXIT_TERMINATED, job_id=job_id)
         return f"job {job_id} left the queue"
-    _run("scancel", "--signal=TERM", job_id)
-    return f"job {job_id} received a stop signal: it saves a checkpoint and ends"
+    request_stop(run_dir)
+    return f"requested a stop of job {job_id}: it saves a checkpoint and ends"
 
 
 def pending_reason(job_name: str, partition: str) -> str:

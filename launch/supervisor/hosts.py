@@ -1,11 +1,10 @@
-"""Hosts of a job: run commands on them, query their state, assign processes to them."""
+"""Hosts of a job: query their state, and find out whether they can connect to one another."""
 
 import ipaddress
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 _QUERY_S = 30.0
 _INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -15,21 +14,13 @@ _SET_INTERFACE = (
 )
 
 
-class Transport(Protocol):
-    """Runs commands on hosts."""
-
-    def command(self, host: str, words: Sequence[str]) -> list[str]:
-        """The local command that executes `words` on a host."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class HostStatus:
     """Reply of `agent.py --query` on one host.
 
     Attributes:
         port: a free port of the host.
-        error: why the host is unreachable; None if it replied.
+        error: why the host cannot take part; None if it can.
         machine: equal for hosts that share one machine and network.
         resolve_error: error of resolving the rendezvous host there, if any.
         own_address: the first address of its hostname that it can bind, if any.
@@ -45,11 +36,11 @@ class HostStatus:
     has_interface: bool = False
 
 
-def query_hosts(transport: Transport, hosts: Sequence[str], words: Sequence[str]) -> dict[str, HostStatus]:
-    """Run the query `words` on all hosts at once."""
+def query_hosts(commands: Mapping[str, Sequence[str]]) -> dict[str, HostStatus]:
+    """Run the query of each host, all at once."""
     queries = {
         host: subprocess.Popen(
-            transport.command(host, words),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -57,7 +48,7 @@ def query_hosts(transport: Transport, hosts: Sequence[str], words: Sequence[str]
             errors="backslashreplace",
             start_new_session=True,
         )
-        for host in hosts
+        for host, command in commands.items()
     }
     return {host: _status(process) for host, process in queries.items()}
 
@@ -76,16 +67,6 @@ def _status(process: subprocess.Popen[str]) -> HostStatus:
             return HostStatus(error=f"unexpected output {output!r}")
     lines = [line for line in errors.splitlines() if line.strip()]
     return HostStatus(error=lines[-1] if lines else f"exit code {process.returncode}")
-
-
-def assign_processes(slots: Mapping[str, int], world_size: int) -> dict[str, int]:
-    """Fill the hosts in order up to their slots; hosts without processes are omitted."""
-    processes, left = {}, world_size
-    for host, most in slots.items():
-        if left > 0:
-            processes[host] = min(most, left)
-            left -= processes[host]
-    return processes
 
 
 def resolution_error(

@@ -1,27 +1,31 @@
-"""One process of a job, as its agent manages it, and the events that an agent sends to its launcher.
+"""The processes of a job on one host, as their agent manages them.
 
-An event is a line of JSON after a record separator (RFC 7464) on stderr, which separates it from ssh's own
-messages. Uses the standard library and `error_file.py` only.
+Uses the standard library and modules of `data_tools` that do the same.
 """
 
-import json
 import os
+import select
 import signal
-import socket
 import subprocess
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from kinemae.data_tools.error_file import VARIABLE, read_error_file
+from kinemae.data_tools.exit_codes import EXIT_STOPPED
+from kinemae.launch.supervisor.policy import NodeEnd
 
-EVENT = "\x1e"
 TAIL_LINES = 20
+_LINE_BYTES = 2000  # of a last line that is kept
 _ABORTED = 128 + signal.SIGABRT  # also a crash in C++; then its peers fail later than it
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+_DRAIN_S = 2.0
+_DECIDE_S = 2.0  # the first process that fails may be a victim of another one
+_WRITE_S = 1.0
 
 
 class Rank:
@@ -29,25 +33,24 @@ class Rank:
 
     Attributes:
         code: exit code, 128 + signal after a death by a signal; None while it runs.
-        is_killed: whether the agent sent SIGKILL while it ran.
     """
 
-    def __init__(self, rank: int, command: list[str], environment: dict[str, str], run_dir: Path):
-        self.rank = rank
+    def __init__(
+        self, rank: int, command: list[str], environment: dict[str, str], *, run_dir: Path, host: str
+    ):
+        self.rank, self.host = rank, host
         self.log = run_dir / "logs" / f"rank-{rank:05d}.log"
         self._error_file = run_dir / "launch" / "errors" / f"rank-{rank:05d}.json"
         with suppress(OSError):
             self._error_file.unlink()  # of an earlier start
-        environment = {**environment, VARIABLE: str(self._error_file)}
         self.code: int | None = None
-        self.is_killed = False
-        self.tail: deque[bytes] = deque(maxlen=TAIL_LINES)
+        self._tail: deque[bytes] = deque(maxlen=TAIL_LINES)
         self._line, self._ended_s = b"", 0.0
         self._file: Any = None
         self._open_log()
         self.process = subprocess.Popen(
             command,
-            env=environment,
+            env={**environment, VARIABLE: str(self._error_file)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -56,13 +59,14 @@ class Rank:
         assert self.process.stdout is not None
         self.stdout = self.process.stdout.fileno()
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self._write(f"--- {started} rank {rank} on {host_name()}, process {self.process.pid}\n".encode())
+        self._write(f"--- {started} rank {rank} on {host}, process {self.process.pid}\n".encode())
 
     def read(self) -> bytes:
         """Read new output and append it to the log; empty at the end of the output."""
         output = os.read(self.stdout, 1 << 16)
-        *lines, self._line = (self._line + output).split(b"\n")
-        self.tail.extend(lines)
+        *lines, rest = (self._line + output).split(b"\n")
+        self._tail.extend(line[-_LINE_BYTES:] for line in lines)
+        self._line = rest[-_LINE_BYTES:]
         self._write(output)
         return output
 
@@ -81,38 +85,32 @@ class Rank:
         watchdog of NCCL aborted it.
         """
         error = read_error_file(self._error_file) or {}
+        lines = [*self._tail, *([self._line] if self._line else [])][-TAIL_LINES:]
         return {
             "rank": self.rank,
+            "host": self.host,
             "code": self.code,
             "time_s": error.get("time_s", self._ended_s),
             "is_victim": error.get("lost_peer", self.code == _ABORTED),
             "message": error.get("message"),
             "log": str(self.log),
-            "last_lines": self.last_lines(),
+            "last_lines": [line.decode(errors="backslashreplace") for line in lines],
         }
 
     def send(self, number: int) -> None:
         """Send a signal to the process; SIGKILL also goes to its workers."""
-        try:
+        with suppress(ProcessLookupError):
             if number == signal.SIGKILL:
-                self.is_killed |= self.code is None
                 os.killpg(self.process.pid, number)
             elif self.code is None:
                 self.process.send_signal(number)
-        except ProcessLookupError:
-            pass
-
-    def last_lines(self) -> list[str]:
-        """The last lines of its output."""
-        lines = [*self.tail, *([self._line] if self._line else [])]
-        return [line.decode(errors="backslashreplace") for line in lines][-TAIL_LINES:]
 
     def _open_log(self) -> None:
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.log.open("ab", buffering=0)
         except OSError as error:
-            emit("note", text=f"no log file {self.log}: {error.strerror}; rank {self.rank} continues without")
+            self._continue_without(error)
 
     def _write(self, output: bytes) -> None:
         if self._file is None:
@@ -120,30 +118,120 @@ class Rank:
         try:
             self._file.write(output)
         except OSError as error:  # a full disk must not end the training
-            emit(
-                "note", text=f"cannot write {self.log}: {error.strerror}; rank {self.rank} continues without"
-            )
-            self._file = None
+            self._continue_without(error)
+
+    def _continue_without(self, error: OSError) -> None:
+        note(f"cannot write {self.log}: {error.strerror}; rank {self.rank} continues without")
+        self._file = None
 
 
-def emit(event: str, **values: Any) -> None:
-    """Send an event to the launcher."""
-    line = json.dumps({"event": event, "host": host_name(), **values})
-    write_out(2, f"{EVENT}{line}\n".encode())
+class NodeRanks:
+    """All processes of a node in one attempt: output, signals, and their end."""
+
+    def __init__(self, ranks: Sequence[Rank], *, stop_s: float):
+        self._ranks, self._stop_s = ranks, stop_s
+        self._open = {rank.stdout: rank for rank in ranks}
+        self._deadline: float | None = None
+        self._is_ending = False
+        self._sent: int | None = None
+        self._failures: list[dict[str, Any]] = []
+        self._stop_code = 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process has not ended."""
+        return any(rank.code is None for rank in self._ranks)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a process has failed and the others have to end; victims alone wait for their cause."""
+        if all(failure["is_victim"] for failure in self._failures):
+            return bool(self._failures) and time.time() > self._failures[0]["time_s"] + _DECIDE_S
+        return True
+
+    def pids(self) -> dict[int, int]:
+        """Process ids by rank."""
+        return {rank.rank: rank.process.pid for rank in self._ranks}
+
+    def wait(self, wakeup: int, timeout_s: float) -> None:
+        """Forward output and collect ended processes, until something happens or the time is over."""
+        for source in select.select([wakeup, *self._open], [], [], timeout_s)[0]:
+            if source == wakeup:
+                os.read(wakeup, 4096)
+            else:
+                self._forward(self._open[source])
+        for rank in [rank for rank in self._ranks if rank.poll()]:
+            while rank.stdout in self._open and select.select([rank.stdout], [], [], 0)[0]:
+                self._forward(rank)
+            self._on_end(rank)
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            self._kill()
+
+    def end(self, wait_s: float) -> None:
+        """End the processes after a failure; a stop in progress continues."""
+        if self._deadline is None:
+            self._is_ending = True
+            self.stop(signal.SIGTERM, wait_s)
+
+    def stop(self, number: int, wait_s: float) -> None:
+        """Send a signal to all processes, and SIGKILL after `wait_s`."""
+        self._sent = number
+        for rank in self._ranks:
+            rank.send(number)
+        deadline = time.monotonic() + wait_s
+        self._deadline = min(deadline, self._deadline or deadline)
+
+    def close(self) -> NodeEnd:
+        """Kill workers that outlived their process, read the last output, and describe the end."""
+        for rank in self._ranks:
+            rank.send(signal.SIGKILL)
+        until = time.monotonic() + _DRAIN_S
+        while self._open and time.monotonic() < until:
+            for source in select.select([*self._open], [], [], 0.1)[0]:
+                self._forward(self._open[source])
+        return NodeEnd(failures=self._failures, stop_code=self._stop_code)
+
+    def _forward(self, rank: Rank) -> None:
+        output = rank.read()
+        if not output:
+            del self._open[rank.stdout]
+        elif rank.rank == 0:
+            write_out(1, output)
+
+    def _on_end(self, rank: Rank) -> None:
+        code = rank.code or 0
+        if code == EXIT_STOPPED or (self._sent is not None and code == 128 + self._sent):
+            if not self._is_ending:  # otherwise a failure is the cause
+                self._stop_code = max(self._stop_code, code)
+                self._deadline = self._deadline or time.monotonic() + self._stop_s
+        elif code and not self._stop_code:  # after a stop, others may only have lost their connection
+            self._failures.append(rank.failure())
+
+    def _kill(self) -> None:
+        for rank in self._ranks:
+            if rank.code is None:
+                note(f"rank {rank.rank} did not end in time: SIGKILL")
+        self.stop(signal.SIGKILL, 0)
+        self._deadline = time.monotonic() + _DRAIN_S
+
+
+def note(text: str) -> None:
+    """Print a line for the user."""
+    write_out(2, f"{time.strftime('%H:%M:%S')} launch: {text}\n".encode())
+
+
+def log_line(run_dir: Path, text: str) -> None:
+    """Print a line for the user and append it to RUN/logs/launch.log."""
+    note(text)
+    with suppress(OSError), (run_dir / "logs" / "launch.log").open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%H:%M:%S')} launch: {text}\n")
 
 
 def write_out(descriptor: int, text: bytes) -> None:
-    """Write to a terminal or a pipe; ignore errors, since the log file holds the same text."""
-    try:
-        while text:
-            text = text[os.write(descriptor, text) :]
-    except OSError:
-        pass
-
-
-def host_name() -> str:
-    """The name of this host in the cluster file."""
-    return os.environ.get("KINEMAE_HOST") or socket.gethostname()
+    """Write to a terminal or a pipe. A stalled one loses text, which the log file holds: ranks go on."""
+    with suppress(OSError, ValueError):
+        while text and select.select([], [descriptor], [], _WRITE_S)[1]:
+            text = text[os.write(descriptor, text[: select.PIPE_BUF]) :]
 
 
 def catch_signals(received: list[int], *, keep_ignored: bool = False) -> int:
@@ -164,8 +252,3 @@ def catch_signals(received: list[int], *, keep_ignored: bool = False) -> int:
         if not keep_ignored or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, on_signal)
     return reader
-
-
-def first_failure(failures: list[dict[str, Any]]) -> dict[str, Any]:
-    """The cause of several failures: the earliest one that is no victim of another."""
-    return min(failures, key=lambda failure: (failure["is_victim"], failure["time_s"]))

@@ -1,21 +1,70 @@
-"""Start a job under supervision, or print the plan of a dry run."""
+"""Start a job with agents, or print the plan of a dry run."""
 
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kinemae.data_tools.exit_codes import EXIT_CONFIG, EXIT_CRASHED
-from kinemae.data_tools.overrides import ConfigError
+from kinemae.data_tools.overrides import ConfigError, require
 from kinemae.launch.cluster import add_cluster_arguments
 from kinemae.launch.commands import add_command
 from kinemae.launch.job import Job, prepare_job, write_job
 from kinemae.launch.record import Record, lock_run, now
-from kinemae.launch.supervisor.supervise import LaunchSpec, StartPlan, Supervisor, agent_commands
+from kinemae.launch.supervisor.policy import PolicyConfig
 from kinemae.launch.supervisor.task import command_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(PolicyConfig):
+    """Keys of `launch local` and `launch ssh` cluster files, with those of `PolicyConfig`.
+
+    Attributes:
+        environment: variables of each process.
+        container: command prefix of each agent, as in [apptainer, exec, --nv, IMAGE].
+        python: the interpreter of agents and processes; None for the current one.
+    """
+
+    environment: dict[str, str] = field(default_factory=dict)
+    container: list[str] = field(default_factory=list)
+    python: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self.max_restarts >= 0, "max_restarts", "be 0 or more", self.max_restarts)
+        require(self.grace_s > 0, "grace_s", "be more than 0 seconds", self.grace_s)
+        require(self.stop_s > 0, "stop_s", "be more than 0 seconds", self.stop_s)
+        limit_s = self.heartbeat_timeout_s
+        require(limit_s >= 5, "heartbeat_timeout_s", "be at least 5 (an agent beats once a second)", limit_s)
+        require(self.host_wait_s > 0, "host_wait_s", "be more than 0 seconds", self.host_wait_s)
+
+    def policy(self) -> dict[str, Any]:
+        """The values of `PolicyConfig`."""
+        return {one.name: getattr(self, one.name) for one in fields(PolicyConfig)}
+
+
+class Launch(Protocol):
+    """One kind of cluster.
+
+    Attributes:
+        slots: the most processes of each host.
+        trains_here: whether this machine is one of the hosts.
+    """
+
+    kind: str
+    config: SupervisedConfig
+    slots: Mapping[str, int]
+    trains_here: bool
+
+    def commands(self, job: Job, port: str) -> dict[str, list[str]]:
+        """The command that starts the agent of each host; `port` is the store's if none is configured."""
+        ...
+
+    def run(self, job: Job) -> int:
+        """Run the job to its end; return its exit code."""
+        ...
 
 
 def add_launcher(parsers: Any, name: str, run: Callable[[argparse.Namespace], int], example: str) -> None:
@@ -28,53 +77,58 @@ def add_launcher(parsers: Any, name: str, run: Callable[[argparse.Namespace], in
     parser.set_defaults(run=run, takes_job=True)
 
 
-def start(spec: LaunchSpec, arguments: argparse.Namespace) -> int:
+def start(launch: Launch, arguments: argparse.Namespace) -> int:
     """Check and freeze the job, run it to its end, and return its exit code.
 
     Raises:
         ValueError, JobRefused: the job cannot start.
     """
+    config = launch.config
     job = prepare_job(
         arguments.job,
-        spec.config.environment,
-        python=spec.config.python or sys.executable,
-        world_size=sum(spec.slots.values()),
-        trains_here=spec.trains_here,
+        config.environment,
+        python=config.python or sys.executable,
+        world_size=sum(launch.slots.values()),
+        trains_here=launch.trains_here,
     )
-    job = replace(job, container=spec.config.container)
+    job = replace(job, policy=config.policy())
     if arguments.dry_run:
-        sys.stdout.write(plan_text(spec, job))
+        sys.stdout.write(plan_text(launch, job))
         return 0
     run_dir = Path(job.run_dir)
     with lock_run(run_dir):
         write_job(job)
-        record = Record(run_dir, kind=spec.kind, command=sys.argv, steps=job.summary.get("steps"))
-        record.update()
+        record = Record(run_dir)
+        record.begin(kind=launch.kind, command=sys.argv, steps=job.summary.get("steps"), run_id="1")
         try:
-            return Supervisor(spec, job, record).run()
+            return launch.run(job)
         except Exception as error:
             code = EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_CRASHED
             record.update(state="ended", code=code, ended=now())
             raise
 
 
-def plan_text(spec: LaunchSpec, job: Job) -> str:
+def agent_command(config: SupervisedConfig, job: Job, *options: str) -> list[str]:
+    """The command that starts an agent."""
+    script = job.script("supervisor/agent.py")
+    return [*config.container, job.python, "-P", script, str(job.path), *options]
+
+
+def plan_text(launch: Launch, job: Job) -> str:
     """The output of `--dry-run`: all files and commands."""
-    port = "PORT" if spec.port is None else str(spec.port)
-    plan = StartPlan(processes=spec.slots, master=f"{spec.master}:{port}")
     lines = [
-        f"checked: {job.argv[0]} accepts the job on {plan.world_size} processes",
+        f"checked: {job.argv[0]} accepts the job on {sum(launch.slots.values())} processes",
         "would write:",
         f"  {job.code}/  the code{f' of commit {job.commit}' if job.commit else ''}",
         f"  {job.frozen_config}  a copy of {job.config}",
         f"  {job.path}:",
         *(f"    {line}" for line in job.to_json().splitlines()),
-        "would run:" if spec.port else f"would run, with a free port of {spec.master} as PORT:",
+        "would run:",
     ]
-    for host, command in agent_commands(spec, job, plan).items():
+    for host, command in launch.commands(job, "PORT").items():
         lines += [f"  for {host}:", f"    {shlex.join(command)}"]
     lines += [
         "each process, after `task.py` has set its environment:",
-        f"  {shlex.join(command_of(vars(job)))}",
+        f"  {shlex.join(command_of(asdict(job)))}",
     ]
     return "\n".join(lines) + "\n"

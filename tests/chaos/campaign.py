@@ -92,7 +92,7 @@ def _wait_for_step(scene: Scene, step: int) -> None:
 def inject(scene: Scene, fault: Fault, chance: random.Random) -> FaultResult:
     """Inject a fault and check the reaction."""
     before = scene.ranks()
-    offset = len(scene.output())
+    offset = len(scene.rank_log())
     step = scene.metrics_step()
     log.info("step %4d  %s ...", step, fault.name)
     begin_s = time.monotonic()

@@ -5,7 +5,9 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from kinemae.launch.record import read_record, request_stop
 from tests.chaos.scene import Scene, WrongReaction
 from tests.chaos.seen import ProcessInfo, read_process
 from tests.launch.hosts import Host
@@ -140,6 +142,51 @@ def kill_a_connection(scene: Scene, chance: random.Random) -> None:
     chance.choice(connections).send(signal.SIGKILL)
 
 
+def lose_the_launcher(scene: Scene, chance: random.Random) -> None:
+    """Kill the launcher; the run goes on and is cancelled through its folder."""
+    before, step = scene.ranks(), scene.metrics_step()
+    to_the_launcher(signal.SIGKILL)(scene, chance)
+    scene.wait_for("steps without the launcher", lambda: scene.metrics_step() >= step + 5)
+    if {seen.name for seen in scene.ranks()} != {seen.name for seen in before}:
+        raise WrongReaction(f"expected the same processes as before\n{scene.describe()}")
+    request_stop(scene.run_dir)
+
+
+def abort_like_nccl(scene: Scene, chance: random.Random) -> None:
+    """Kill a rank; the others end by SIGABRT, as by the watchdog of NCCL. The first is named as the cause."""
+    victim, *others = chance.sample(scene.ranks(), len(scene.ranks()))
+    attempt = read_record(scene.run_dir)["attempt"]
+    victim.send(signal.SIGKILL)
+    time.sleep(0.1)
+    for seen in others:
+        seen.send(signal.SIGABRT)
+
+    def failure() -> dict[str, Any] | None:
+        found: dict[str, Any] | None = read_record(scene.run_dir).get("failure")
+        return found if found and found["attempt"] == attempt else None
+
+    found = scene.wait_for("the record of the failure", failure, while_it_runs=True)
+    if found is None or found["rank"] != victim.rank:
+        raise WrongReaction(f"expected rank {victim.rank} as the first failure, got {found}")
+
+
+def suspend_a_host(scene: Scene, chance: random.Random) -> None:
+    """Suspend agent and processes of a host other than that of rank 0, and resume them after the restart."""
+    first = scene.ranks()[0].pid
+    host = chance.choice([host for host in active_hosts(scene) if first not in host.processes()])
+    pids = set(host.processes())
+    suspended = [seen for seen in scene.processes() if seen.pid in pids and "python" in seen.argv[0]]
+    before = {seen.name for seen in scene.ranks()}
+    for seen in suspended:
+        seen.send(signal.SIGSTOP)
+    try:
+        has_restarted = lambda: {seen.name for seen in scene.ranks()} - before  # noqa: E731
+        scene.wait_for("a restart without the suspended host", has_restarted, while_it_runs=True)
+    finally:
+        for seen in suspended:
+            seen.send(signal.SIGCONT)
+
+
 def fill_checkpoint_disk(scene: Scene, chance: random.Random) -> None:
     """No disk space for the next checkpoint."""
     assert scene.checkpoint_disk is not None
@@ -218,6 +265,16 @@ def has_hosts(scene: Scene) -> bool:
 def has_several_ranks(scene: Scene) -> bool:
     """Check whether the job has other ranks that notice a suspended one."""
     return len(scene.ranks()) > 1
+
+
+def has_two_active_hosts(scene: Scene) -> bool:
+    """Check whether a host other than that of rank 0 has processes of the job."""
+    return len(active_hosts(scene)) > 1
+
+
+def has_connections(scene: Scene) -> bool:
+    """Check whether the launcher is connected to a host."""
+    return any(Path(seen.argv[0]).name == "ssh" for seen in scene.processes())
 
 
 def has_agents(scene: Scene) -> bool:

@@ -123,9 +123,14 @@ class Scene:
         """Output of the launcher in all starts."""
         return self.terminal.read_text(errors="replace") if self.terminal.exists() else ""
 
+    def rank_log(self) -> str:
+        """Output of rank 0 in all starts, also of those without a connection to the launcher."""
+        path = self.run_dir / "logs" / "rank-00000.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
     def resumed_at(self, offset: int) -> int | None:
-        """Step at which the run last continued, by the output after that many characters."""
-        found = re.findall(r"continuing at step (\d+)", self.output()[offset:])
+        """Step at which the run last continued, by the log of rank 0 after that many characters."""
+        found = re.findall(r"continuing at step (\d+)", self.rank_log()[offset:])
         return int(found[-1]) if found else None
 
     def wait_for(

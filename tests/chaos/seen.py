@@ -79,9 +79,10 @@ def ranks(processes: Iterable[ProcessInfo]) -> list[ProcessInfo]:
     )
 
 
-def agents(processes: Iterable[ProcessInfo]) -> list[ProcessInfo]:
-    """The agents of the hosts."""
-    return [seen for seen in processes if "python" in seen.argv[0] and _is_agent(seen.argv)]
+def agents(processes: Sequence[ProcessInfo]) -> list[ProcessInfo]:
+    """The agents of the hosts: the parents of the ranks."""
+    parents = {seen.parent for seen in processes if seen.rank is not None}
+    return [seen for seen in processes if seen.pid in parents and _is_agent(seen.argv)]
 
 
 def loader_workers(processes: Iterable[ProcessInfo]) -> list[ProcessInfo]:
@@ -92,7 +93,7 @@ def loader_workers(processes: Iterable[ProcessInfo]) -> list[ProcessInfo]:
 
 
 def _is_agent(argv: Sequence[str]) -> bool:
-    return any(word.endswith("/agent.py") for word in argv[1:4]) and "--processes" in argv
+    return any(word.endswith("/agent.py") for word in argv[1:4])
 
 
 def _mentions(pid: int, text: bytes) -> bool:

@@ -29,7 +29,7 @@ monitor: {{every_steps: 0}}
 timeouts: {{step_s: 10, straggler_ratio: 100}}
 """
 # Short timeouts for suspended and disconnected processes; faults may come faster than checkpoints.
-SHORT_TIMEOUTS = ("max_restarts=10", "grace_s=3", "heartbeat_timeout_s=10")
+SHORT_TIMEOUTS = ("max_restarts=10", "grace_s=3", "heartbeat_timeout_s=10", "host_wait_s=30")
 LOCAL = ("local", f"processes={PROCESSES}", *SHORT_TIMEOUTS)
 
 

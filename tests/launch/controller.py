@@ -51,10 +51,12 @@ KillWait=10
 NodeName=n1 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]} CPUs=4 RealMemory=1000
 NodeName=n2 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[2]} CPUs=4 RealMemory=1000
 NodeName=n3 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[3]} CPUs=4 RealMemory=1000
+NodeName=n4 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[4]} CPUs=4 RealMemory=1000
 PartitionName=normal Nodes=n1,n2 Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=30
 PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE PriorityTier=10 PreemptMode=off
 PartitionName=apart Nodes=n3 MaxTime=INFINITE
 PartitionName=short Nodes=n1,n2 MaxTime=2
+PartitionName=three Nodes=n1,n2,n4 MaxTime=INFINITE
 """
 
 
@@ -106,7 +108,7 @@ def controller() -> Iterator[Path]:
                 host=socket.gethostname().partition(".")[0],
                 user=getpass.getuser(),
                 folder=folder,
-                ports=_free_ports(4),
+                ports=_free_ports(5),
             )
         )
         environment = pytest.MonkeyPatch()
@@ -131,7 +133,7 @@ def _start_daemons(folder: Path, stack: ExitStack) -> None:
     _daemon("munged", munge, folder, stack)
     wait_for((folder / "munge.socket").exists, seconds=20, doing="munged")
     _daemon("slurmctld", ["slurmctld", "-D"], folder, stack)
-    for node in ("n1", "n2", "n3"):
+    for node in ("n1", "n2", "n3", "n4"):
         _daemon(f"slurmd-{node}", ["slurmd", "-D", "-N", node], folder, stack)
     try:
         wait_for(_both_are_idle, seconds=30, doing="two idle nodes")

@@ -54,7 +54,7 @@ def execute(action, value):
         (HERE / "checkpoints" / f"step-{int(value):08d}").mkdir(parents=True, exist_ok=True)
     elif action == "handle_stops":  # as a training: signals end it with the code of a stop
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, lambda number, frame: exit(128 + number))
+            signal.signal(number, lambda number, frame: exit(75))
     elif action == "ignore_stops":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     elif action == "fork":  # a loader worker, which outlives its parent unless it is killed
@@ -64,6 +64,15 @@ def execute(action, value):
     elif action == "wait_for":  # until another rank has written a file
         while not (HERE / value).exists():
             time.sleep(0.05)
+    elif action == "bad_node":  # the node of the first process that comes here
+        mark = HERE / "bad_node"
+        try:
+            with mark.open("x") as file:
+                file.write(os.environ["SLURMD_NODENAME"])
+        except FileExistsError:
+            time.sleep(0.2)
+        if mark.read_text() == os.environ["SLURMD_NODENAME"]:
+            exit(1)
     elif action == "wait":
         note("waiting", RANK)
         time.sleep(float(value))
@@ -90,9 +99,7 @@ def make_job(folder: Path, *actions: str, **environment: str) -> Job:
     package, no_cache = code / "kinemae", shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPO / "kinemae", package, ignore=no_cache)
     shutil.copytree(REPO / "launch", package / "launch", ignore=no_cache)
-    (package / "data_tools").mkdir()
-    for name in ("__init__.py", "exit_codes.py", "error_file.py"):  # agents and tasks use no other module
-        shutil.copyfile(REPO / "data_tools" / name, package / "data_tools" / name)
+    (package / "data_tools").symlink_to(REPO / "data_tools")
     (package / "pretrain").mkdir()
     (package / "pretrain" / "__init__.py").touch()
     (package / "pretrain" / "__main__.py").write_text(PROGRAM)
@@ -161,18 +168,19 @@ from dataclasses import replace
 from pathlib import Path
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.job import read_job
-from kinemae.launch.local import LocalCluster, spec_of as local
+from kinemae.launch.local import LocalCluster, LocalLaunch
 from kinemae.launch.record import Record, lock_run
-from kinemae.launch.ssh import SshCluster, spec_of as ssh
-from kinemae.launch.supervisor.supervise import Supervisor
+from kinemae.launch.ssh import SshCluster, SshLaunch
 
 kind, run_dir, *words = sys.argv[1:]
-cluster, spec_of = {"local": (LocalCluster, local), "ssh": (SshCluster, ssh)}[kind]
-spec, job = spec_of(read_cluster(cluster, None, words)), read_job(Path(run_dir))
-job = replace(job, summary={"global_clips": 4})
+schema, launch_of = {"local": (LocalCluster, LocalLaunch), "ssh": (SshCluster, SshLaunch)}[kind]
+launch, job = launch_of(read_cluster(schema, None, words)), read_job(Path(run_dir))
+job = replace(job, policy=launch.config.policy())
+job.path.write_text(job.to_json())
 try:
     with lock_run(Path(run_dir)):
-        sys.exit(Supervisor(spec, job, Record(Path(run_dir), kind=kind)).run())
+        Record(Path(run_dir)).begin(kind=kind, run_id="1")
+        sys.exit(launch.run(job))
 except ValueError as error:
     sys.exit(str(error))
 """

@@ -14,13 +14,10 @@ from kinemae.data_tools.exit_codes import EXIT_CONFIG
 from kinemae.launch.__main__ import main
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.job import Job, prepare_job, read_job, write_job
-from kinemae.launch.local import LocalCluster
-from kinemae.launch.local import spec_of as local
-from kinemae.launch.ssh import SshCluster
-from kinemae.launch.ssh import spec_of as ssh
-from kinemae.launch.supervisor.start import plan_text
-from kinemae.launch.supervisor.supervise import LaunchSpec
-from kinemae.launch.supervisor.task import environment_of, first_host, slurm_rank
+from kinemae.launch.local import LocalCluster, LocalLaunch
+from kinemae.launch.ssh import SshCluster, SshLaunch
+from kinemae.launch.supervisor.start import Launch, plan_text
+from kinemae.launch.supervisor.task import environment_of
 from tests.conftest import REPO, run_module
 from tests.launch.test_slurm import EXPECTED, neutral
 
@@ -49,12 +46,12 @@ def same_everywhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
 @pytest.mark.parametrize(
     ("name", "launch"),
     [
-        ("local", local(read_cluster(LocalCluster, None, ["processes=2"]))),
-        ("ssh", ssh(read_cluster(SshCluster, None, ["hosts={node1: 2, me@node2: 1}", "ssh=[-p, '2222']"]))),
+        ("local", LocalLaunch(read_cluster(LocalCluster, None, ["processes=2"]))),
+        ("ssh", SshLaunch(SshCluster(hosts={"node1": 2, "me@node2": 1}, ssh=["-p", "2222"]))),
     ],
 )
 def test_a_dry_run_prints_all_files_and_commands(
-    same_everywhere: Callable[..., Job], name: str, launch: LaunchSpec
+    same_everywhere: Callable[..., Job], name: str, launch: Launch
 ) -> None:
     text = neutral(plan_text(launch, same_everywhere('x=it\'s $(a) "b"\nc')))
     assert text == (EXPECTED / f"{name}.txt").read_text()
@@ -145,46 +142,12 @@ def test_the_run_dir_of_an_unchecked_job_is_the_last_one_given(tmp_path: Path) -
     assert of_file == str(Path(yaml.safe_load(Path(DEMO).read_text())["run_dir"]).absolute())
 
 
-SLURM = {
-    "SLURM_PROCID": "5",
-    "SLURM_STEP_NUM_TASKS": "6",
-    "SLURM_LOCALID": "1",
-    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1(x2)",
-    "SLURM_NODEID": "2",
-    "SLURM_JOB_NODELIST": "gpu[007-009,12]",
-    "SLURM_JOB_ID": "1234",
-}
-
-
-def test_slurm_variables_become_ranks() -> None:
-    assert {**slurm_rank(SLURM), "MASTER_PORT": ""} == {
-        "RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": "gpu007", "MASTER_PORT": "",
-    }  # fmt: skip
-    assert slurm_rank({}) == {}
-
-
-def test_each_start_of_each_slurm_job_has_its_port() -> None:
-    jobs = [
-        {**SLURM, "SLURM_JOB_ID": str(job), "SLURM_RESTART_COUNT": str(n)} for job in (7, 8) for n in (0, 1)
-    ]
-    ports = [int(slurm_rank(job)["MASTER_PORT"]) for job in jobs]
-    assert len(set(ports)) == 4 and all(1024 < port < 32768 for port in ports)
-
-
-def test_given_variables_take_precedence_over_slurm() -> None:
-    job = {"environment": {"A": "1"}, "code": "/code", "commit": "abc"}
-    environment = environment_of(job, {**SLURM, "RANK": "0", "PYTHONPATH": "/mine", "A": "0"})
-    assert (environment["RANK"], environment["WORLD_SIZE"], environment["A"]) == ("0", "6", "1")
+def test_the_rank_takes_precedence_over_the_environment_of_the_cluster_file() -> None:
+    job = {"environment": {"A": "1", "MASTER_ADDR": "10.0.0.1"}, "code": "/code", "commit": "abc"}
+    present = {"RANK": "0", "MASTER_ADDR": "n2", "PYTHONPATH": "/mine", "A": "0"}
+    environment = environment_of(job, present)
+    assert (environment["RANK"], environment["MASTER_ADDR"], environment["A"]) == ("0", "n2", "1")
     assert environment["PYTHONPATH"] == "/code:/mine" and environment["KINEMAE_COMMIT"] == "abc"
-
-
-@pytest.mark.parametrize(
-    ("hosts", "first"),
-    [("a", "a"), ("a,b", "a"), ("n[003-005,9],m1", "n003"), ("n[1,2]-ib", "n1-ib"), ("r1-[4-5]", "r1-4")],
-)
-def test_the_first_of_slurms_hosts(hosts: str, first: str) -> None:
-    assert first_host(hosts) == first
 
 
 @pytest.mark.parametrize("kind", ["local", "ssh"])
@@ -207,6 +170,6 @@ def test_a_defect_is_not_reported_as_wrong_usage(
 ) -> None:
     assert main(["local", "processes=0", "--", "pretrain", "demo"]) == EXIT_CONFIG
     assert "processes must be at least 1" in capsys.readouterr().err
-    monkeypatch.setattr("kinemae.launch.local.spec_of", lambda cluster: int("no number"))
+    monkeypatch.setattr("kinemae.launch.local.LocalLaunch", lambda cluster: int("no number"))
     with pytest.raises(ValueError, match="invalid literal"):
         main(["local", "--", "pretrain", "demo"])

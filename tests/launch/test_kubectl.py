@@ -169,8 +169,8 @@ SUSPENDED = "suspended, as while it waits in a queue"
         ("Suspended", [], ("pending", None, SUSPENDED)),
         ("Complete", [], ("ended", 0, "finished (exit code 0)")),
         ("Completed", [], ("ended", 0, "finished (exit code 0)")),
-        ("Failed", [ended(143), ended(1), ended(3)], ("ended", 3, "data cannot be used (exit code 3)")),
-        ("Failed", [ended(143), ended(1)], ("ended", 1, "failed: crashed (exit code 1)")),
+        ("Failed", [ended(75), ended(1), ended(3)], ("ended", 3, "data cannot be used (exit code 3)")),
+        ("Failed", [ended(75), ended(1)], ("ended", 1, "failed: crashed (exit code 1)")),
         ("Failed", [], ("ended", None, "reached max restarts")),
     ],
 )
@@ -200,7 +200,7 @@ def test_a_run_folder_names_its_job(
     create("jobset")
     cluster.set_pods(RUNNING, RUNNING)
     run_dir = tmp_path / "run"
-    Record(run_dir, kind="k8s", job_id=JOB.format("jobset"), steps=30).update()
+    Record(run_dir).begin(kind="k8s", job_id=JOB.format("jobset"), steps=30)
     (run_dir / "checkpoints" / "step-00000010").mkdir(parents=True)
     shown = output_of(capsys, "status", str(run_dir))
     assert "2 of 2 pods run" in shown and "checkpoints  10" in shown

@@ -1,9 +1,7 @@
 """`launch local`: ranks, first failure, restarts, stops, no orphans."""
 
-import os
 import re
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,9 +68,9 @@ def test_of_failures_on_one_host_the_earliest_that_is_no_victim_is_the_cause(tmp
 
 
 def test_a_process_that_lost_its_connection_to_a_stopped_one_is_no_failure(tmp_path: Path) -> None:
-    job = make_job(tmp_path, "0:exit=143", "1:wait=1", "1:lose_peer=1")
+    job = make_job(tmp_path, "0:exit=75", "1:wait=1", "1:lose_peer=1")
     code, output = run_launcher(job, "local", "processes=2", "max_restarts=0")
-    assert code == 143 and "failed" not in output
+    assert code == 75 and "failed" not in output
 
 
 def test_a_failure_of_victims_alone_names_the_earliest(tmp_path: Path) -> None:
@@ -129,19 +127,33 @@ def test_a_new_checkpoint_resets_the_restart_count(tmp_path: Path) -> None:
     assert output.count("restart 1 of 1") == 2 and "from step 5" in output
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
-)
-def test_a_signal_to_the_launcher_stops_all_processes(
-    tmp_path: Path, number: signal.Signals, code: int
-) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_the_launcher_stops_all_processes(tmp_path: Path, number: signal.Signals) -> None:
     job = make_job(tmp_path, "handle_stops", "wait=600")
     launcher = launcher_of(job, "local", "processes=2")
     wait_for("processes", are_waiting(job, 2))
     launcher.send_signal(number)
-    assert launcher.wait(timeout=60) == code
+    assert launcher.wait(timeout=60) == 75
     record = read_record(Path(job.run_dir))
-    assert (record["state"], record["code"], record["attempt"]) == ("ended", code, 1)
+    assert (record["state"], record["code"], record["attempt"]) == ("ended", 75, 1)
+    assert f"stopped on request, with a checkpoint ({number.name})" in Path(job.run_dir, "output").read_text()
+
+
+def test_a_process_that_is_killed_before_it_can_save_has_not_stopped_with_a_checkpoint(
+    tmp_path: Path,
+) -> None:
+    job = make_job(tmp_path, "wait=600")  # without handlers, as during its imports
+    launcher = launcher_of(job, "local", "processes=2")
+    wait_for("processes", are_waiting(job, 2))
+    launcher.send_signal(signal.SIGUSR1)
+    assert launcher.wait(timeout=60) == 138
+    assert read_record(Path(job.run_dir))["cause"] == "stopped"
+
+
+def test_a_sigterm_to_a_process_that_cannot_save_yet_is_a_crash(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "0:wait_for=once-1", "0:once=kill=SIGTERM", "1:once=wait=600")
+    code, output = run_launcher(job, "local", "processes=2")
+    assert code == 0 and "killed by signal 15" in output and "restart 1 of 3" in output
 
 
 def test_a_stop_that_takes_too_long_ends_in_a_kill(tmp_path: Path) -> None:
@@ -154,20 +166,20 @@ def test_a_stop_that_takes_too_long_ends_in_a_kill(tmp_path: Path) -> None:
 
 
 def test_a_stop_of_one_process_waits_for_the_others(tmp_path: Path) -> None:
-    job = make_job(tmp_path, "1:exit=143", "ignore_stops", "0:wait=1", "0:exit=143")
+    job = make_job(tmp_path, "1:exit=75", "ignore_stops", "0:wait=1", "0:exit=75")
     code, output = run_launcher(job, "local", "processes=2")
-    assert code == 143 and "SIGKILL" not in output
+    assert code == 75 and "SIGKILL" not in output
 
 
-@pytest.mark.parametrize("victim", ["launcher", "agent"])
-def test_no_process_outlives_a_killed_launcher_or_agent(tmp_path: Path, victim: str) -> None:
+def test_no_process_outlives_a_killed_launcher(tmp_path: Path) -> None:
     job = make_job(tmp_path, "handle_stops", "wait=600")
     launcher = launcher_of(job, "local", "processes=2", "max_restarts=0")
     wait_for("processes", are_waiting(job, 2))
-    wait_for("record", lambda: read_record(Path(job.run_dir))["agents"])
-    agent = read_record(Path(job.run_dir))["agents"]["localhost"]["pid"]
-    os.kill(launcher.pid if victim == "launcher" else agent, signal.SIGKILL)
-    assert launcher.wait(timeout=60) == (-9 if victim == "launcher" else 1)
+    wait_for("record", lambda: read_record(Path(job.run_dir)).get("agents"))
+    agents = read_record(Path(job.run_dir))["agents"]
+    assert agents["localhost"]["pid"] == launcher.pid and set(agents["localhost"]["ranks"]) == {"0", "1"}
+    launcher.kill()
+    assert launcher.wait(timeout=60) == -9
     wait_for("end of all processes", lambda: processes_of(job) == [])
     assert not is_locked(Path(job.run_dir))
 
@@ -190,8 +202,16 @@ def test_a_full_disk_for_logs_does_not_end_the_run(tmp_path: Path) -> None:
     assert output.count("No space left on device; rank 0 continues without") == 1
 
 
-def test_the_container_prefix_wraps_each_process(tmp_path: Path) -> None:
+def test_the_container_prefix_wraps_the_agent_and_its_processes(tmp_path: Path) -> None:
     job = make_job(tmp_path, "report")
-    job.path.write_text(replace(job, container=["env", "GIVEN=wrapped"]).to_json())
-    assert run_launcher(job, "local")[0] == 0
+    assert run_launcher(job, "local", "container=[env, GIVEN=wrapped]")[0] == 0
     assert reports(job)[0]["GIVEN"] == "wrapped"
+
+
+def test_a_last_line_of_100_kilobytes_is_cut_in_the_report_and_not_in_the_log(tmp_path: Path) -> None:
+    line = "x" * 100_000
+    job = make_job(tmp_path, f"1:print={line}", "1:exit=3", "0:wait=600")
+    code, output = run_launcher(job, "local", "processes=2")
+    assert code == 3 and "rank 1 on localhost failed: the data cannot be used" in output
+    assert 1000 < len(read_record(Path(job.run_dir))["failure"]["last_lines"][-1]) < 3000
+    assert line in (Path(job.run_dir) / "logs" / "rank-00001.log").read_text()

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from kinemae.launch.cluster import read_cluster
 from kinemae.launch.doctor.nodes import KINDS
 from kinemae.launch.job import Job, prepare_job
 from kinemae.launch.slurm.cluster import SlurmCluster
-from kinemae.launch.slurm.command import plan_text, script_of
+from kinemae.launch.slurm.command import SETTINGS, plan_text, script_of, settings_of
 from tests.conftest import REPO
 
 SHIPPED = REPO / "configs" / "cluster" / "slurm.yaml"
@@ -51,6 +52,7 @@ def test_a_dry_run_prints_all_files_and_commands(
     name: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPO)
+    monkeypatch.setattr(sys, "executable", "/opt/venv/bin/python")
     job = replace(job_in(Path("/runs/run"), 'x=it\'s $(a) "b"\nc'), python="/opt/venv/bin/python")
     text = neutral(plan_text(read_cluster(SlurmCluster, SHIPPED, overrides), job))
     assert text == (EXPECTED / f"{name}.txt").read_text(encoding="utf-8")
@@ -63,11 +65,14 @@ def test_bash_reads_every_hostile_value_unchanged(tmp_path: Path) -> None:
     )
     script = script_of(cluster, replace(job, python=HOSTILE))
     assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
-    # The assignments alone, and the resulting `task` in bash.
-    settings = script.partition("\nset -o pipefail")[0] + '\nprintf "%s\\0" "${task[@]}" "$cancelled"'
-    read = subprocess.run(["bash"], input=settings, text=True, capture_output=True, cwd=tmp_path)
-    task_py, cancelled = job.script("supervisor/task.py"), str(job.path.with_name("cancelled"))
-    assert read.stdout.split("\0")[:-1] == [HOSTILE, "-P", task_py, str(job.path), cancelled]
+    command = script.partition("\nexec ")[2]
+    read = subprocess.run(
+        ["bash"], input=f'printf "%s\\0" {command}', text=True, capture_output=True, cwd=tmp_path
+    )
+    settings = job.path.with_name(SETTINGS)
+    assert read.stdout.split("\0")[1:-1] == ["-P", job.script("slurm/batch.py"), str(settings)]
+    agent = settings_of(cluster, replace(job, python=HOSTILE)).agent
+    assert agent[:4] == [HOSTILE, "-P", job.script("supervisor/agent.py"), str(job.path)]
     assert not list(tmp_path.rglob("pwned"))
 
 
@@ -83,7 +88,7 @@ def test_apptainer_is_the_command_prefix_of_each_process() -> None:
         ("nodes=0", "nodes must be at least 1, got 0"),
         ("nods=2", "config key nods: unknown key; did you mean nodes"),
         ("time=1d", r"time must be as in 30 \(minutes\), 12:30:00 or 1-00:00:00, got '1d'"),
-        ("time=2", "signal_s must be less than time=2, got 120"),
+        ("time=2", "signal_s must be less than time=2, got 600"),
         ("signal_s=100000", "signal_s must lie between 1 and 65535 seconds, got 100000"),
         ("array=4", "array must be 0, or requeue=false, got 4"),
         (

@@ -7,13 +7,15 @@ requested, to test the batch script's reactions to exit codes and signals.
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from kinemae.launch.job import Job
+from kinemae.launch.record import Record, read_record
 from kinemae.launch.slurm.cluster import SlurmCluster
-from kinemae.launch.slurm.command import script_of
+from kinemae.launch.slurm.command import SETTINGS, script_of, settings_of
 from kinemae.launch.slurm.queue import CANCELLED, cancel_job, describe_job, job_end, job_states
 from tests.conftest import demo_job, run_module
 from tests.launch.conftest import STEPS, losses
@@ -41,7 +43,12 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Submit:
     def submit_job(*actions: str, cluster: SlurmCluster = TWO_NODES) -> tuple[str, Job]:
         job = make_job(tmp_path_factory.mktemp(f"job-{next(numbers)}"), "report", "handle_stops", *actions)
         script = Path(job.run_dir) / "launch" / "job.sbatch"
+        policy = {"max_restarts": cluster.max_restarts, "heartbeat_timeout_s": 8.0, "grace_s": 3.0}
+        job = replace(job, policy={**policy, "host_wait_s": 10.0})
+        job.path.write_text(job.to_json())
         script.write_text(script_of(cluster, job))
+        script.with_name(SETTINGS).write_text(json.dumps(asdict(settings_of(cluster, job))))
+        Record(Path(job.run_dir)).begin(kind="slurm")
         return ask("sbatch", "--parsable", str(script)), job
 
     return submit_job
@@ -81,17 +88,16 @@ def test_each_task_gets_its_rank(submit: Submit) -> None:
     assert [line["LOCAL_RANK"] for line in lines] == ["0", "1", "0", "1"]
     same = {(line["WORLD_SIZE"], line["LOCAL_WORLD_SIZE"], line["MASTER_ADDR"]) for line in lines}
     assert same == {("4", "2", "127.0.0.1")} and len({line["MASTER_PORT"] for line in lines}) == 1
-    assert (Path(job.run_dir) / "logs" / "rank-00003.log").read_text() == "here\n"
+    assert (Path(job.run_dir) / "logs" / "rank-00003.log").read_text().endswith("\nhere\n")
 
 
 def test_a_final_failure_of_one_process_ends_all(submit: Submit) -> None:
-    # The other process is ended and exits with 143. This code alone would mean a stop with a checkpoint.
     job_id, job = submit("0:wait=300", "wait=0.3", "exit=3")
     assert exit_code(job_id) == 3
     assert field(job_id, "Restarts") == "0" and len(starts(job, 1)) == 1
-    end = job_end(job_id, Path(job.run_dir) / "launch")  # which Slurm may have deleted
+    end = job_end(job_id, read_record(Path(job.run_dir)))  # which Slurm may have deleted
     assert end == (3, f"job {job_id}: failed: the data cannot be used (exit code 3)")
-    assert "task 1: Exited with exit code 3" in log_of(job_id, job)
+    assert "rank 1 on n2 failed: the data cannot be used (exit code 3)" in log_of(job_id, job)
 
 
 def test_a_crash_restarts_in_the_same_allocation_on_another_port(submit: Submit) -> None:
@@ -110,14 +116,14 @@ def test_the_watchdog_exit_code_restarts_at_most_max_restarts_times(submit: Subm
 
 def test_cancelling_saves_and_prevents_the_requeue(submit: Submit) -> None:
     job_id, job = submit("wait=300")
-    launch_folder = Path(job.run_dir) / "launch"
-    wait_for(are_waiting(job, 2), doing="both tasks")
-    assert "received a stop signal" in cancel_job(job_id, launch_folder)
-    assert exit_code(job_id) == 143
+    run_dir = Path(job.run_dir)
+    wait_for(are_waiting(job, 2), doing="both processes")
+    assert "requested a stop" in cancel_job(job_id, run_dir)
+    assert exit_code(job_id) == 75
     assert len(starts(job, 0)) == 1
-    output = f"job {job_id}: stopped by SIGTERM, with a checkpoint (exit code 143)"
-    assert job_end(job_id, launch_folder) == (143, output)
-    assert cancel_job(job_id, launch_folder) == f"job {job_id} is not in the queue"
+    output = f"job {job_id}: stopped on request, with a checkpoint (exit code 75)"
+    assert job_end(job_id, read_record(run_dir)) == (75, output)
+    assert cancel_job(job_id, run_dir) == f"job {job_id} is not in the queue"
 
 
 def test_cancelling_a_pending_job_removes_it_from_the_queue(submit: Submit) -> None:
@@ -125,17 +131,54 @@ def test_cancelling_a_pending_job_removes_it_from_the_queue(submit: Submit) -> N
     first, _ = submit("wait=300", cluster=whole)
     waiting, job = submit(cluster=whole)
     assert "pending" in describe_job(waiting)
-    assert cancel_job(waiting, Path(job.run_dir) / "launch") == f"job {waiting} left the queue"
+    assert cancel_job(waiting, Path(job.run_dir)) == f"job {waiting} left the queue"
     ask("scancel", first)
     assert ended(waiting) == "CANCELLED"
     ended(first)
-    for job_id in (waiting, first):  # one state and one code, whether it had begun or not
-        code, output = job_end(job_id, Path(job.run_dir) / "launch")
-        assert (code, output.partition(";")[0]) == (143, f"job {job_id}: cancelled (exit code 143)")
+    assert job_end(waiting, read_record(Path(job.run_dir)))[0] == 143
+
+
+def test_a_job_that_stops_without_a_new_checkpoint_is_requeued_up_to_a_cap(submit: Submit) -> None:
+    job_id, job = submit("exit=75", cluster=SlurmCluster(max_restarts=1))
+    wait_for(lambda: not job_states(job_id), doing=f"the end of job {job_id}")
+    assert field(job_id, "Restarts") == "1" and len(starts(job, 0)) == 2
+    assert exit_code(job_id) == 75
+    assert "no requeue: 1 in a row without a new checkpoint" in log_of(job_id, job)
+
+
+def test_a_spare_node_replaces_a_bad_node(submit: Submit) -> None:
+    job_id, job = submit("bad_node", cluster=SlurmCluster(partition="three", nodes=2, spare=1))
+    assert exit_code(job_id) == 0, log_of(job_id, job)
+    bad = (Path(job.run_dir) / "bad_node").read_text()
+    record = read_record(Path(job.run_dir))
+    assert len(record["hosts"]) == 2 and bad not in record["hosts"]
+    assert record["attempt"] == 2 or (record["attempt"], record["history"]["excluded"]) == (3, [bad])
+
+
+def test_a_spare_node_replaces_a_node_that_is_down(submit: Submit) -> None:
+    job_id, job = submit("once=wait=300", cluster=SlurmCluster(partition="three", nodes=2, spare=1))
+    wait_for(are_waiting(job, 2), doing="both processes")
+    victim = next(host for host in read_record(Path(job.run_dir))["hosts"] if host != "n1")
+    ask("scontrol", "update", f"NodeName={victim}", "State=DOWN", "Reason=test")
+    try:
+        assert exit_code(job_id) == 0, log_of(job_id, job)
+        assert victim not in read_record(Path(job.run_dir))["hosts"] and field(job_id, "Restarts") == "0"
+    finally:
+        ask("scontrol", "update", f"NodeName={victim}", "State=RESUME")
+
+
+def test_a_job_without_a_bad_node_comes_back(submit: Submit) -> None:
+    # A new checkpoint, then the same node fails to the end of the restarts: the requeue excludes it.
+    cluster = SlurmCluster(partition="three", nodes=1, max_restarts=1)
+    job_id, job = submit("save=5", "bad_node", cluster=cluster)
+    assert exit_code(job_id) == 0, log_of(job_id, job)
+    bad = (Path(job.run_dir) / "bad_node").read_text()
+    assert field(job_id, "Restarts") == "1" and field(job_id, "ExcNodeList") == bad
+    assert bad not in read_record(Path(job.run_dir))["hosts"]
 
 
 def test_array_elements_resume_until_the_run_is_done(submit: Submit) -> None:
-    job_id, job = submit("once=exit=138", cluster=SlurmCluster(nodes=1, requeue=False, array=4))
+    job_id, job = submit("once=exit=75", cluster=SlurmCluster(nodes=1, requeue=False, array=4))
     wait_for(lambda: not job_states(job_id), doing="the array")
     assert len(starts(job, 0)) == 2
     logs = sorted(path.name for path in (Path(job.run_dir) / "logs").glob("slurm-*"))
@@ -170,7 +213,7 @@ def test_a_preempted_training_on_two_nodes_equals_one_process(
     urgent = ask(*urgent_job, "--wrap=true")
     assert ended(job_id) == "COMPLETED" and ended(urgent) == "COMPLETED"
     assert field(job_id, "Restarts") == "1"
-    assert "exit code 143" in (run / "logs" / f"slurm-{job_id}.log").read_text()
+    assert "requeueing the job" in (run / "logs" / f"slurm-{job_id}.log").read_text()
     assert losses(run) == pytest.approx(alone, rel=1e-5)
     assert not list(Path.cwd().glob("pwned")) and not list(tmp_path.rglob("pwned"))
     assert (run / "logs" / "rank-00001.log").exists()
@@ -180,4 +223,4 @@ def test_before_the_time_limit_the_job_saves_and_is_requeued(timed: tuple[str, J
     job_id, job = timed
     assert ended(job_id) == "COMPLETED"
     assert field(job_id, "Restarts") == "1" and len(starts(job, 0)) == 2
-    assert "exit code 138" in log_of(job_id, job)
+    assert "with a checkpoint (SIGUSR1)" in log_of(job_id, job)

@@ -1,5 +1,7 @@
 """`launch status|logs|cancel`."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -9,8 +11,7 @@ import pytest
 
 from kinemae.launch.__main__ import main
 from kinemae.launch.job import Job
-from kinemae.launch.record import Record
-from kinemae.launch.slurm.queue import OUTCOME, exit_code_of
+from kinemae.launch.record import Record, is_locked, lock_run
 from tests.launch.fake_program import are_waiting, launcher_of, make_job, run_launcher, wait_for
 
 
@@ -42,24 +43,24 @@ def test_status_logs_and_cancel_of_a_running_run(tmp_path: Path, capsys: pytest.
     assert output_of(capsys, "logs", str(run_dir)).splitlines()[-1] == "here I am"
     assert output_of(capsys, "logs", str(run_dir), "--rank", "1", "--lines", "1") == "and I\n"
     assert "requested a stop with a checkpoint" in output_of(capsys, "cancel", str(run_dir))
-    assert launcher.wait(timeout=60) == 143
+    assert launcher.wait(timeout=60) == 75
     status = json.loads(output_of(capsys, "status", str(run_dir), "--json"))
-    assert (status["state"], status["code"], status["step"]) == ("ended", 143, 12)
+    assert (status["state"], status["code"], status["step"]) == ("ended", 75, 12)
     assert status["checkpoints"] == [5, 10]
     assert status["remaining_s"] is None
-    assert status["message"] == "stopped by SIGTERM, with a checkpoint (exit code 143)"
+    assert status["message"] == "stopped on request, with a checkpoint (exit code 75)"
     assert main(["cancel", str(run_dir)]) == 2
-    assert "expected a running run; stopped by SIGTERM" in capsys.readouterr().err
+    assert "expected a running run; stopped on request" in capsys.readouterr().err
 
 
 @pytest.mark.processes
-def test_a_run_whose_launcher_was_killed_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_whose_agent_was_killed_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = make_job(tmp_path, "handle_stops", "wait=600")
     launcher = launcher_of(job, "local")
     wait_for("process", are_waiting(job, 1))
     os.kill(launcher.pid, signal.SIGKILL)
     launcher.wait(timeout=60)
-    assert "the launcher was killed; start the run again" in output_of(capsys, "status", job.run_dir)
+    assert "its agents were killed; start the run again" in output_of(capsys, "status", job.run_dir)
 
 
 @pytest.mark.processes
@@ -92,27 +93,25 @@ def test_the_end_of_a_slurm_job_is_known_after_slurm_deleted_its_record(
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     run_dir = tmp_path / "run"
     (run_dir / "launch").mkdir(parents=True)
-    Record(run_dir, kind="slurm", job_id="41", steps=30).update(state="submitted")
-    assert "Slurm has no record of it" in output_of(capsys, "status", str(run_dir))
-    (run_dir / "launch" / OUTCOME).write_text("40 0\n")  # of the previous job
-    assert "Slurm has no record of it" in output_of(capsys, "status", str(run_dir))
-    (run_dir / "launch" / OUTCOME).write_text("41 143\n")
+    record = Record(run_dir)
+    record.begin(kind="slurm", job_id="41", steps=30, state="submitted")
+    assert "before it wrote an exit code (sacct -j 41)" in output_of(capsys, "status", str(run_dir))
+    record.update(state="ended", code=75)
     status = json.loads(output_of(capsys, "status", str(run_dir), "--json"))
-    assert (status["state"], status["code"], status["steps"]) == ("ended", 143, 30)
-    assert status["message"] == "job 41: stopped by SIGTERM, with a checkpoint (exit code 143)"
+    assert (status["state"], status["code"], status["steps"]) == ("ended", 75, 30)
+    assert status["message"] == "job 41: stopped on request, with a checkpoint (exit code 75)"
 
 
-@pytest.mark.parametrize(
-    ("state", "code", "number"),
-    [
-        ("COMPLETED", "0:0", 0),
-        ("FAILED", "3:0", 3),
-        ("CANCELLED", "0:0", 143),
-        ("CANCELLED", "0:15", 143),
-        ("TIMEOUT", "0:0", 143),
-        ("OUT_OF_MEMORY", "0:9", 137),
-        ("NODE_FAIL", "0:0", 1),
-    ],
-)
-def test_slurm_states_become_exit_codes(state: str, code: str, number: int) -> None:
-    assert exit_code_of(state, code) == number
+def test_a_file_system_without_locks_refuses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)  # as on Lustre without -o flock
+    (tmp_path / "launch").mkdir()
+    for _ in range(2):
+        with lock_run(tmp_path):
+            assert not is_locked(tmp_path)
+    Record(tmp_path).begin(kind="local")
+    assert "its agents were killed" in output_of(capsys, "status", str(tmp_path))

@@ -1,0 +1,152 @@
+"""`python -P launch/slurm/batch.py SETTINGS.json`: the body of a batch job.
+
+It starts one agent on each node with srun and passes Slurm's signals on as requests to stop. After a stop or
+a loss of nodes it requeues the job if the run makes progress. The agents restart the processes after crashes.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # run as a file, with -P, from the frozen code
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK
+from kinemae.launch.record import STOP, Record, request_stop, saved_steps
+from kinemae.launch.slurm.queue import CANCELLED, output_of
+from kinemae.launch.supervisor.policy import FAILED, STOPPED, TOO_FEW_NODES, History, requeue
+from kinemae.launch.supervisor.rank import catch_signals, log_line
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings:
+    """Settings of a batch job, in RUN/launch/slurm.json.
+
+    Attributes:
+        nodes, spare: nodes of an attempt; further nodes with an agent.
+        requeue: whether to requeue the job.
+        max_restarts: restarts, or requeues, in a row without a new checkpoint.
+        srun: further options of srun.
+        agent: the command of an agent, without the options that the batch job adds.
+        master: address of the first node; empty: the one that Slurm uses.
+    """
+
+    run_dir: str
+    nodes: int
+    spare: int
+    requeue: bool
+    max_restarts: int
+    srun: list[str] = field(default_factory=list)
+    agent: list[str] = field(default_factory=list)
+    master: str = ""
+
+
+class BatchJob:
+    """A job in its allocation."""
+
+    def __init__(self, settings: BatchSettings):
+        self._settings = settings
+        self._run_dir = Path(settings.run_dir)
+        self._record = Record(self._run_dir)
+        self._id = os.environ["SLURM_JOB_ID"]
+        self._array_id = os.environ.get("SLURM_ARRAY_JOB_ID", "")
+        self._signals: list[int] = []
+        self._stop: int | None = None
+        self._wakeup = catch_signals(self._signals)
+
+    def run(self) -> int:
+        """Run the agents to the end of the run; requeue the job if it goes on later. Return its exit code."""
+        name, starts = f"{self._id}.{os.environ.get('SLURM_RESTART_COUNT', '0')}", 0
+        if not self._is_cancelled():
+            (self._run_dir / "launch" / STOP).unlink(missing_ok=True)  # of an earlier start
+        while True:
+            starts += 1
+            attempt = self._record.read().get("attempt", 0)
+            self._record.update(state="running", run_id=f"{name}.{starts}")
+            log_line(self._run_dir, f"job {name} on {os.environ['SLURM_JOB_NODELIST']}")
+            code = self._start_agents(f"{name}.{starts}")
+            last = self._record.read()
+            if last["state"] == "ended":
+                return self._end(int(last["code"]), last["cause"])
+            # The next agents decide about the attempt, unless they have not come to one.
+            if self._stop is not None:
+                return self._end(code or EXIT_CRASHED, STOPPED)
+            if last.get("attempt", 0) == attempt:
+                return self._end(code or EXIT_CRASHED, TOO_FEW_NODES)
+
+    def _start_agents(self, run_id: str) -> int:
+        """Run an agent on each node; return the exit code of srun, which says little."""
+        settings = self._settings
+        count = settings.nodes + settings.spare
+        with socket.socket() as listener:  # this is the first node
+            listener.bind(("", 0))
+            port = listener.getsockname()[1]
+        command = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", *settings.srun]
+        command += [*settings.agent, "--nodes", f"{settings.nodes}:{settings.nodes}", "--agents", str(count)]
+        command += ["--rendezvous", f"{settings.master or first_address()}:{port}", "--run-id", run_id]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as agents:
+            while agents.poll() is None:
+                if select.select([self._wakeup], [], [], 1.0)[0]:
+                    os.read(self._wakeup, 4096)
+                while self._signals:
+                    self._stop = self._signals.pop(0)
+                    request_stop(self._run_dir, self._stop)
+        return agents.returncode
+
+    def _end(self, code: int, cause: str) -> int:
+        """Requeue the job, or end it; the exit code is also for `launch status`."""
+        settings = self._settings
+        goes_on = not self._is_cancelled() and code != EXIT_OK
+        history = History(**self._record.read().get("history", {}))
+        step = max(saved_steps(self._run_dir), default=None)
+        later = requeue(history, cause, step=step, most=settings.max_restarts) if goes_on else None
+        self._record.update(state="ended", code=code, cause=cause, job_id=self._array_id or self._id)
+        if later is not None:
+            self._record.update(history={**asdict(later), "excluded": []})
+            if settings.requeue:
+                self._requeue(later.excluded)
+            elif self._array_id:
+                log_line(self._run_dir, "the next element of the array continues the run")
+        elif goes_on and cause != FAILED and (settings.requeue or self._array_id):
+            log_line(self._run_dir, f"no requeue: {settings.max_restarts} in a row without a new checkpoint")
+        if self._array_id and later is None:  # the remaining elements have nothing to do
+            output_of("scancel", "--state=PENDING", self._array_id)
+        return code
+
+    def _is_cancelled(self) -> bool:
+        return (self._run_dir / "launch" / CANCELLED).exists()
+
+    def _requeue(self, excluded: Sequence[str]) -> None:
+        without = f" without {', '.join(excluded)}" if excluded else ""
+        log_line(self._run_dir, f"requeueing the job{without}")
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            signal.signal(number, signal.SIG_IGN)  # of the requeue; the next command needs a moment
+        output_of("scontrol", "requeue", self._id)
+        if excluded:
+            output_of("scontrol", "update", f"JobId={self._id}", f"ExcNodeList={','.join(excluded)}")
+
+
+def first_address() -> str:
+    """The address that Slurm uses for the first node of the job: the node's name may not resolve."""
+    nodes = output_of("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
+    shown = output_of("scontrol", "--oneliner", "show", "node", nodes[0]).split()
+    fields = dict(word.partition("=")[::2] for word in shown)
+    return fields.get("NodeAddr", nodes[0])
+
+
+def main(argv: list[str]) -> int:
+    """Read the settings and run the job."""
+    settings: dict[str, Any] = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
+    return BatchJob(BatchSettings(**settings)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

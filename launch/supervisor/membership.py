@@ -1,0 +1,236 @@
+"""Nodes of a run: their store and their rendezvous, by torch.distributed.elastic.
+
+The rendezvous counts rounds: in each, at least `min_nodes` and at most `max_nodes` of the agents take part.
+Other agents wait as spare nodes. A run on one node needs neither a port nor torch.
+"""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any, NamedTuple, Protocol
+
+from kinemae.launch.supervisor.policy import PolicyConfig
+
+_KEEP_ALIVES = 3  # missing ones after which the rendezvous removes a node
+_LAST_CALL_S = 5  # wait for further nodes of a restart, which all begin it at once
+
+
+class StoreLost(RuntimeError):
+    """The store of the run does not respond: its node or the network to it is down."""
+
+
+class TooFewNodes(Exception):
+    """Fewer nodes than the run needs have joined in time."""
+
+
+class Store(Protocol):
+    """Texts by key, shared by the nodes. No call waits for a key."""
+
+    def set(self, key: str, text: str) -> None:
+        """Set a key."""
+
+    def read(self, key: str) -> str | None:
+        """The text of a key; None if nobody has set it."""
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter, which begins at 0, and return its value."""
+
+
+class Round(NamedTuple):
+    """One round of the rendezvous.
+
+    Attributes:
+        store: empty at the beginning of the round.
+        node, nodes: number of this node, in the order of the hosts; number of nodes.
+    """
+
+    store: Store
+    node: int
+    nodes: int
+
+
+class Membership(Protocol):
+    """Access to the other nodes of a run.
+
+    Attributes:
+        store: for all rounds.
+    """
+
+    store: Store
+
+    def join(self) -> Round:
+        """Wait for the next round and take part in it.
+
+        Raises:
+            TooFewNodes: not enough nodes have joined in time; another attempt is possible.
+            StoreLost: the store does not respond.
+        """
+        ...
+
+    def leave(self) -> None:
+        """Take no part in further rounds; the store stays."""
+
+
+class MemoryStore:
+    """The store of a run on one node."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    def set(self, key: str, text: str) -> None:
+        """See `Store.set`."""
+        self._texts[key] = text
+
+    def read(self, key: str) -> str | None:
+        """See `Store.read`."""
+        return self._texts.get(key)
+
+    def add(self, key: str, amount: int) -> int:
+        """See `Store.add`."""
+        value = int(self._texts.get(key, "0")) + amount
+        self._texts[key] = str(value)
+        return value
+
+
+class SingleNode:
+    """A run on one node."""
+
+    def __init__(self) -> None:
+        self.store: Store = MemoryStore()
+
+    def join(self) -> Round:
+        """See `Membership.join`."""
+        return Round(MemoryStore(), 0, 1)
+
+    def leave(self) -> None:
+        """See `Membership.leave`."""
+
+
+class SharedStore:
+    """A store of torch.distributed whose calls take a limited time, also after a cut of the network.
+
+    A call runs in a thread: a request to a host that no longer responds waits for many minutes.
+    """
+
+    def __init__(self, store: Any, threads: ThreadPoolExecutor, limit_s: float):
+        self._store, self._threads, self._limit_s = store, threads, limit_s
+
+    def within(self, store: Any) -> "SharedStore":
+        """The same connection with another prefix."""
+        return SharedStore(store, self._threads, self._limit_s)
+
+    def set(self, key: str, text: str) -> None:
+        """See `Store.set`."""
+        self._call("set", key, text)
+
+    def read(self, key: str) -> str | None:
+        """See `Store.read`."""
+        return self._call("get", key).decode() if self._call("check", [key]) else None
+
+    def add(self, key: str, amount: int) -> int:
+        """See `Store.add`."""
+        return int(self._call("add", key, amount))
+
+    def get(self, key: str) -> bytes:
+        """For `C10dRendezvousBackend`."""
+        found = self._call("get", key)
+        assert isinstance(found, bytes)
+        return found
+
+    def compare_set(self, key: str, expected: str, text: str) -> bytes:
+        """For `C10dRendezvousBackend`."""
+        found = self._call("compare_set", key, expected, text)
+        assert isinstance(found, bytes)
+        return found
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        call = self._threads.submit(getattr(self._store, name), *arguments)
+        try:
+            return call.result(self._limit_s)
+        except (RuntimeError, TimeoutError) as error:
+            reason = str(error).partition("\n")[0] or f"no response for {self._limit_s:g} s"
+            raise StoreLost(f"the store of the run is lost ({reason})") from error
+
+
+class ElasticNodes:
+    """A run on several nodes.
+
+    Args:
+        address: HOST:PORT of the store.
+        serves: whether this agent holds the store.
+        run_id: name of this set of agents; agents of another one do not join.
+        node: order of this node; rank 0 is on the first.
+        nodes: fewest and most nodes of a round.
+
+    Raises:
+        StoreLost: the store cannot be reached now.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        serves: bool,
+        run_id: str,
+        node: int,
+        nodes: tuple[int, int],
+        policy: PolicyConfig,
+    ):
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # the processes have their own store
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no stacks of C++ after a lost connection
+        import torch.distributed as dist
+        from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend, dynamic_rendezvous
+
+        dynamic_rendezvous.logger.setLevel(logging.ERROR)
+        threads, timeout_s = ThreadPoolExecutor(1), policy.heartbeat_timeout_s
+        tcp = dist.PrefixStore(
+            f"kinemae/{run_id}", _connect(threads, dist.TCPStore, address, serves, timeout_s)
+        )
+        self._shared = SharedStore(tcp, threads, timeout_s)
+        self.store: Store = self._shared
+        backend = c10d_rendezvous_backend.C10dRendezvousBackend(self._shared, run_id)  # type: ignore[arg-type]
+        join_s = policy.host_wait_s + _LAST_CALL_S + timeout_s  # lost nodes are removed first
+        self._handler = dynamic_rendezvous.DynamicRendezvousHandler.from_backend(
+            run_id,
+            tcp,
+            backend,
+            *nodes,
+            local_addr=f"{node:06d}",  # nodes are numbered in the order of these texts
+            timeout=dynamic_rendezvous.RendezvousTimeout(
+                join=timedelta(seconds=join_s),
+                last_call=timedelta(seconds=_LAST_CALL_S),
+                heartbeat=timedelta(seconds=timeout_s),
+            ),
+            keep_alive_interval=max(1, int(timeout_s / _KEEP_ALIVES)),
+            keep_alive_max_attempt=_KEEP_ALIVES,
+        )
+
+    def join(self) -> Round:
+        """See `Membership.join`."""
+        from torch.distributed.elastic.rendezvous import api
+
+        try:
+            info = self._handler.next_rendezvous()
+        except api.RendezvousTimeoutError as error:
+            raise TooFewNodes from error
+        except (api.RendezvousError, RuntimeError) as error:
+            raise StoreLost(f"the rendezvous failed ({error})") from error
+        return Round(self._shared.within(info.store), info.rank, info.world_size)
+
+    def leave(self) -> None:
+        """See `Membership.leave`."""
+        del self._handler  # its keep-alives end with it
+
+
+def _connect(threads: ThreadPoolExecutor, store: Any, address: str, serves: bool, limit_s: float) -> Any:
+    """Open or reach a TCPStore, in a thread: signals arrive meanwhile."""
+    host, _, port = address.rpartition(":")
+    limit = timedelta(seconds=limit_s)
+    try:
+        return threads.submit(
+            store, host, int(port), is_master=serves, wait_for_workers=False, timeout=limit
+        ).result()
+    except RuntimeError as error:
+        action, reason = "open" if serves else "reach", str(error).partition("\n")[0]
+        raise StoreLost(f"cannot {action} the store of the run at {address} ({reason})") from error
