@@ -8,7 +8,7 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from kinemae.launch.supervisor.policy import PolicyConfig
 
@@ -24,87 +24,25 @@ class TooFewNodes(Exception):
     """Fewer nodes than the run needs have joined in time."""
 
 
-class Store(Protocol):
-    """Texts by key, shared by the nodes. No call waits for a key."""
-
-    def set(self, key: str, text: str) -> None:
-        """Set a key."""
-
-    def read(self, key: str) -> str | None:
-        """The text of a key; None if nobody has set it."""
-
-    def add(self, key: str, amount: int) -> int:
-        """Add to a counter, which begins at 0, and return its value."""
-
-
-class Round(NamedTuple):
-    """One round of the rendezvous.
-
-    Attributes:
-        store: empty at the beginning of the round.
-        node, nodes: number of this node, in the order of the hosts; number of nodes.
-    """
-
-    store: Store
-    node: int
-    nodes: int
-
-
-class Membership(Protocol):
-    """Access to the other nodes of a run.
-
-    Attributes:
-        store: for all rounds.
-    """
-
-    store: Store
-
-    def join(self) -> Round:
-        """Wait for the next round and take part in it.
-
-        Raises:
-            TooFewNodes: not enough nodes have joined in time; another attempt is possible.
-            StoreLost: the store does not respond.
-        """
-        ...
-
-    def leave(self) -> None:
-        """Take no part in further rounds; the store stays."""
-
-
 class MemoryStore:
-    """The store of a run on one node."""
+    """The store of a run on one node: texts by key. No call waits for a key."""
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
 
     def set(self, key: str, text: str) -> None:
-        """See `Store.set`."""
+        """Set a key."""
         self._texts[key] = text
 
     def read(self, key: str) -> str | None:
-        """See `Store.read`."""
+        """The text of a key; None if nobody has set it."""
         return self._texts.get(key)
 
     def add(self, key: str, amount: int) -> int:
-        """See `Store.add`."""
+        """Add to a counter, which begins at 0, and return its value."""
         value = int(self._texts.get(key, "0")) + amount
         self._texts[key] = str(value)
         return value
-
-
-class SingleNode:
-    """A run on one node."""
-
-    def __init__(self) -> None:
-        self.store: Store = MemoryStore()
-
-    def join(self) -> Round:
-        """See `Membership.join`."""
-        return Round(MemoryStore(), 0, 1)
-
-    def leave(self) -> None:
-        """See `Membership.leave`."""
 
 
 class SharedStore:
@@ -121,15 +59,15 @@ class SharedStore:
         return SharedStore(store, self._threads, self._limit_s)
 
     def set(self, key: str, text: str) -> None:
-        """See `Store.set`."""
+        """See `MemoryStore.set`."""
         self._call("set", key, text)
 
     def read(self, key: str) -> str | None:
-        """See `Store.read`."""
+        """See `MemoryStore.read`."""
         return self._call("get", key).decode() if self._call("check", [key]) else None
 
     def add(self, key: str, amount: int) -> int:
-        """See `Store.add`."""
+        """See `MemoryStore.add`."""
         return int(self._call("add", key, amount))
 
     def get(self, key: str) -> bytes:
@@ -151,6 +89,45 @@ class SharedStore:
         except (RuntimeError, TimeoutError) as error:
             reason = str(error).partition("\n")[0] or f"no response for {self._limit_s:g} s"
             raise StoreLost(f"the store of the run is lost ({reason})") from error
+
+
+Store = MemoryStore | SharedStore
+
+
+class Round(NamedTuple):
+    """One round of the rendezvous.
+
+    Attributes:
+        store: empty at the beginning of the round.
+        node, nodes: number of this node, in the order of the hosts; number of nodes.
+    """
+
+    store: Store
+    node: int
+    nodes: int
+
+
+class SingleNode:
+    """A run on one node.
+
+    Attributes:
+        store: for all rounds.
+    """
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+
+    def join(self) -> Round:
+        """Wait for the next round and take part in it.
+
+        Raises:
+            TooFewNodes: not enough nodes have joined in time; another attempt is possible.
+            StoreLost: the store does not respond.
+        """
+        return Round(MemoryStore(), 0, 1)
+
+    def leave(self) -> None:
+        """Take no part in further rounds; the store stays."""
 
 
 class ElasticNodes:
@@ -188,7 +165,7 @@ class ElasticNodes:
             f"kinemae/{run_id}", _connect(threads, dist.TCPStore, address, serves, timeout_s)
         )
         self._shared = SharedStore(tcp, threads, timeout_s)
-        self.store: Store = self._shared
+        self.store = self._shared
         backend = c10d_rendezvous_backend.C10dRendezvousBackend(self._shared, run_id)  # type: ignore[arg-type]
         join_s = policy.host_wait_s + _LAST_CALL_S + timeout_s  # lost nodes are removed first
         self._handler = dynamic_rendezvous.DynamicRendezvousHandler.from_backend(
@@ -207,7 +184,7 @@ class ElasticNodes:
         )
 
     def join(self) -> Round:
-        """See `Membership.join`."""
+        """See `SingleNode.join`."""
         from torch.distributed.elastic.rendezvous import api
 
         try:
@@ -219,8 +196,11 @@ class ElasticNodes:
         return Round(self._shared.within(info.store), info.rank, info.world_size)
 
     def leave(self) -> None:
-        """See `Membership.leave`."""
+        """See `SingleNode.leave`."""
         del self._handler  # its keep-alives end with it
+
+
+Membership = SingleNode | ElasticNodes
 
 
 def _connect(threads: ThreadPoolExecutor, store: Any, address: str, serves: bool, limit_s: float) -> Any:
