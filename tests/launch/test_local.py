@@ -67,6 +67,22 @@ def test_of_failures_on_one_host_the_earliest_that_is_no_victim_is_the_cause(tmp
     assert read_record(Path(job.run_dir))["failure"]["rank"] == 2
 
 
+@pytest.mark.parametrize(
+    ("victim", "cause", "code"),
+    [
+        ("lose_peer=5", "fail=3", 3),
+        ("kill=SIGABRT", "fail=1", 1),  # the watchdog of NCCL
+    ],
+)
+def test_a_victim_of_another_failure_is_not_its_cause(
+    tmp_path: Path, victim: str, cause: str, code: int
+) -> None:
+    job = make_job(tmp_path, f"0:{victim}", "1:wait=1", f"1:{cause}")
+    found, output = run_launcher(job, "local", "processes=2", "max_restarts=0")
+    assert found == code and "rank 1 on localhost failed" in output and "rank 0 on" not in output
+    assert read_record(Path(job.run_dir))["failure"]["message"] == "RuntimeError: own fault"
+
+
 def test_a_process_that_lost_its_connection_to_a_stopped_one_is_no_failure(tmp_path: Path) -> None:
     job = make_job(tmp_path, "0:exit=75", "1:wait=1", "1:lose_peer=1")
     code, output = run_launcher(job, "local", "processes=2", "max_restarts=0")

@@ -114,9 +114,7 @@ def test_a_failure_on_one_host_is_reported_once_and_ends_the_other(tmp_path: Pat
     ("victim", "cause", "code"),
     [
         ("lose_peer=1", "kill=SIGKILL", 137),  # gloo: an error of Python
-        ("lose_peer=5", "fail=3", 3),
-        ("kill=SIGABRT", "fail=1", 1),  # the watchdog of NCCL
-        ("kill=SIGABRT", "exit=1", 1),
+        ("kill=SIGABRT", "exit=1", 1),  # the watchdog of NCCL
     ],
 )
 def test_a_victim_of_a_failure_on_another_host_is_not_its_cause(
@@ -128,7 +126,7 @@ def test_a_victim_of_a_failure_on_another_host_is_not_its_cause(
     assert f"rank 1 on {network.hosts[1].name} failed" in output and "rank 0 on" not in output
     failure = read_record(Path(job.run_dir))["failure"]
     assert (failure["rank"], failure["host"], failure["code"]) == (1, network.hosts[1].name, code)
-    assert failure["message"] == ("RuntimeError: own fault" if "fail=" in cause else None)
+    assert failure["message"] is None
 
 
 @pytest.mark.processes
