@@ -1,6 +1,5 @@
 """Query and cancel jobs with Slurm's commands."""
 
-import getpass
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +8,9 @@ from typing import Any
 from kinemae.data_tools.exit_codes import EXIT_TERMINATED, describe_exit
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.record import Record, request_stop
-from kinemae.launch.slurm.cluster import seconds_of
 
 CANCELLED = "cancelled"  # file in RUN/launch: do not requeue or restart the job
 _TIMEOUT_S = 60
-# Prefixes of sinfo's states of nodes that accept no jobs; a * at the end marks a node that does not respond.
-_UNUSABLE = ("down", "drain", "fail", "maint", "unk", "no_respond", "power")
 
 
 def job_states(job_id: str) -> list[str]:
@@ -62,33 +58,6 @@ def cancel_job(job_id: str, run_dir: Path) -> str:
         return f"job {job_id} left the queue"
     request_stop(run_dir)
     return f"requested a stop of job {job_id}: it saves a checkpoint and ends"
-
-
-def pending_reason(job_name: str, partition: str) -> str:
-    """State and reason of a job in the queue, and the nodes that accept no jobs, in Slurm's words."""
-    job = output_of("squeue", "--noheader", f"--name={job_name}", "--format=job %i is %T because of %r")
-    where = [f"--partition={partition}"] if partition else []
-    listed = output_of("sinfo", "--noheader", "--Node", *where, "--format=%T|%N is %T (%E)").splitlines()
-    states = [line.partition("|") for line in listed]
-    nodes = {text for state, _, text in states if state.startswith(_UNUSABLE) or state.endswith("*")}
-    return "; ".join([job or "Slurm has no record of the job", *sorted(nodes)])
-
-
-def partition_limit(partition: str) -> int | None:
-    """The time limit of a partition, or of the default one, in seconds; None for no limit."""
-    for line in output_of("sinfo", "--noheader", "--format=%P %l").splitlines():
-        name, _, limit = line.partition(" ")
-        if name == partition or (not partition and name.endswith("*")) or name == f"{partition}*":
-            try:
-                return seconds_of(limit.strip())
-            except ValueError:
-                return None
-    return None
-
-
-def cancel_by_name(job_name: str) -> None:
-    """Cancel the user's jobs of a name."""
-    output_of("scancel", f"--name={job_name}", f"--user={getpass.getuser()}")
 
 
 def output_of(*command: str) -> str:
