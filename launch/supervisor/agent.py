@@ -8,6 +8,7 @@ decides (`leader.py`). The output of rank 0 goes to stdout, lines for the user g
 import argparse
 import hashlib
 import json
+import math
 import os
 import signal
 import socket
@@ -84,7 +85,7 @@ class Agent:
         self._run_dir = Path(job.run_dir)
         self._stop: int | None = None
         self._is_killed = False
-        self._has_taken_part = False
+        self._alive: tuple[str | None, float] = (None, -math.inf)  # beats of the leader, last change
         self._polled_s = 0.0
         self._threads = ThreadPoolExecutor(1)
 
@@ -115,18 +116,18 @@ class Agent:
 
     def _join(self) -> Round:
         """Take part in the next round."""
+        self._alive = (self._store.read("alive"), -math.inf)
         while True:
+            began = time.monotonic()
             joining: Future[Round] = self._threads.submit(self._membership.join)
             while not joining.done():
                 self.idle()
             try:
-                joined = joining.result()
+                return joining.result()
             except TooFewNodes:
-                if self._has_taken_part:
+                if self._store.read("alive") == self._alive[0] and self._alive[1] < began:
                     self._give_up()
-                continue  # a host that has come back waits for the next restart
-            self._has_taken_part = True
-            return joined
+                # Otherwise the others are in an attempt: this host takes part from the next restart on.
 
     def _give_up(self) -> None:
         self.log(f"fewer than min_nodes={self._given.nodes[0]} hosts are left")
@@ -159,11 +160,15 @@ class Agent:
         raise Ended(code)
 
     def idle(self) -> None:
-        """Wait for a moment without processes; end after a stop or the end of the run."""
+        """Wait for a moment without processes; end after a stop or the end of the run.
+
+        If other agents are in an attempt, they stop their processes, and the leader ends the run.
+        """
         time.sleep(_WAIT_S)
         self.take_signals()
         self.poll(None)
-        if self._stop is not None and self._given.serves:
+        is_alone = time.monotonic() - self._alive[1] > self._policy.heartbeat_timeout_s
+        if self._stop is not None and self._given.serves and is_alone:
             self._end(128 + self._stop, STOPPED)
 
     def take_signals(self) -> None:
@@ -193,8 +198,11 @@ class Agent:
             self._is_killed, self._stop = True, self._stop or signal.SIGKILL
             if processes is not None:
                 processes.stop(signal.SIGKILL, 0)
-        if (final := self._store.read("final")) is not None and processes is None:
-            self._finish(int(final))
+        if processes is None:
+            if (final := self._store.read("final")) is not None:
+                self._finish(int(final))
+            if (alive := self._store.read("alive")) != self._alive[0]:
+                self._alive = (alive, time.monotonic())
         return True
 
     def log(self, text: str) -> None:
@@ -244,7 +252,7 @@ class _Attempt:
                 return Plan(**json.loads(text))
             elif (verdict := self._verdict()) is not None or self._has_lost_leader():
                 return verdict
-            self._store.set(f"beat/{self._joined.node}", str(self._next_beat()))
+            self._beat()
             self._agent.take_signals()
             self._agent.poll(None)
             time.sleep(_WAIT_S)
@@ -252,7 +260,7 @@ class _Attempt:
     def _follow(self, processes: NodeRanks) -> Verdict | None:
         agent, has_ended, is_failed = self._agent, False, False
         if agent._stop is not None:  # requested meanwhile
-            processes.stop(agent._stop, self._policy.stop_s)
+            processes.stop(signal.SIGKILL if agent._is_killed else agent._stop, self._policy.stop_s)
         while True:
             processes.wait(agent._wakeup, _WAIT_S if has_ended else _TICK_S)
             agent.take_signals()
@@ -264,7 +272,7 @@ class _Attempt:
                 has_ended = True
                 self._store.set(f"end/{self._joined.node}", json.dumps(asdict(processes.close())))
             if agent.poll(processes):
-                self._store.set(f"beat/{self._joined.node}", str(self._next_beat()))
+                self._beat()
                 if (not is_failed and self._store.read("failed") is not None) or self._has_lost_leader():
                     is_failed = True
                     processes.end(self._policy.grace_s)
@@ -278,9 +286,11 @@ class _Attempt:
         text = self._store.read("verdict")
         return None if text is None else Verdict(**json.loads(text))
 
-    def _next_beat(self) -> int:
+    def _beat(self) -> None:
         self._beats += 1
-        return self._beats
+        self._store.set(f"beat/{self._joined.node}", str(self._beats))
+        if self._leader is not None:
+            self._agent._store.add("alive", 1)  # for agents that are not in the attempt
 
     def _has_lost_leader(self) -> bool:
         if self._leader is not None:

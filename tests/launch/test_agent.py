@@ -1,0 +1,74 @@
+"""Agents that are not in an attempt: they wait for the next one, or end the run."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kinemae.launch.record import Record, read_record, request_stop
+from kinemae.launch.supervisor.agent import Agent, parse
+from kinemae.launch.supervisor.membership import Membership, SingleNode, TooFewNodes
+from kinemae.launch.supervisor.policy import PolicyConfig
+from tests.launch.fake_program import make_job
+
+
+class Unjoined(SingleNode):
+    """A rendezvous in which this node waits for a while, in vain; the others do something meanwhile."""
+
+    def __init__(self, meanwhile: Callable[["Unjoined"], None], most: int) -> None:
+        super().__init__()
+        self._meanwhile, self._left = meanwhile, most
+
+    def join(self) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            self.store.set("final", "0")  # the others have finished
+            time.sleep(10)
+        self._meanwhile(self)
+        raise TooFewNodes
+
+
+def agent_of(folder: Path, membership: Membership) -> Agent:
+    job = make_job(folder)
+    job = replace(job, policy=asdict(PolicyConfig(heartbeat_timeout_s=2.0)))
+    Record(Path(job.run_dir)).begin(kind="ssh", run_id="1")
+    given = parse(["job.json", "--node-slots", "1", "--nodes", "2:2"])
+    start: Any = None
+    return Agent(given, job, membership, start=start, signals=[], wakeup=0)
+
+
+def lead(node: Unjoined, seconds: float = 1.5) -> None:
+    """Show signs of life, as the leader of an attempt."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        node.store.add("alive", 1)
+        time.sleep(0.1)
+
+
+def test_an_agent_that_cannot_join_a_running_attempt_waits_for_the_next(tmp_path: Path) -> None:
+    agent = agent_of(tmp_path, Unjoined(lead, most=2))
+    assert agent.run() == 0
+    assert read_record(tmp_path / "run")["state"] == "starting"  # the others write the end
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_run_that_no_agent_leads_ends(tmp_path: Path, most: int) -> None:
+    once = iter([lead] * (most - 1))
+    node = Unjoined(lambda node: next(once, lambda node: time.sleep(0.5))(node), most=9)
+    assert agent_of(tmp_path, node).run() == 1
+    record = read_record(tmp_path / "run")
+    assert (record["state"], record["cause"]) == ("ended", "too few nodes")
+
+
+@pytest.mark.parametrize("is_led", [False, True])
+def test_a_stop_ends_the_run_unless_other_agents_are_in_an_attempt(tmp_path: Path, is_led: bool) -> None:
+    node = Unjoined(lambda node: lead(node, 4.0) if is_led else time.sleep(4.0), most=1)
+    agent = agent_of(tmp_path, node)
+    threading.Timer(1.5, request_stop, [tmp_path / "run"]).start()
+    assert agent.run() == (0 if is_led else 143)
+    assert read_record(tmp_path / "run")["state"] == ("starting" if is_led else "ended")
+    assert node.store.read("stop") == "15"
