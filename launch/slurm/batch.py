@@ -19,7 +19,7 @@ from typing import Any
 if __name__ == "__main__":  # run as a file, with -P, from the frozen code
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK
+from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK, EXIT_TERMINATED
 from kinemae.launch.record import STOP, Record, request_stop, saved_steps
 from kinemae.launch.slurm.queue import CANCELLED, output_of
 from kinemae.launch.supervisor.policy import FAILED, STOPPED, TOO_FEW_NODES, History, requeue
@@ -65,8 +65,9 @@ class BatchJob:
     def run(self) -> int:
         """Run the agents to the end of the run; requeue the job if it goes on later. Return its exit code."""
         name, starts = f"{self._id}.{os.environ.get('SLURM_RESTART_COUNT', '0')}", 0
-        if not self._is_cancelled():
-            (self._run_dir / "launch" / STOP).unlink(missing_ok=True)  # of an earlier start
+        (self._run_dir / "launch" / STOP).unlink(missing_ok=True)  # of an earlier start
+        if self._is_cancelled():  # before it started, or during its requeue
+            return self._end(EXIT_TERMINATED, STOPPED)
         while True:
             starts += 1
             attempt = self._record.read().get("attempt", 0)
@@ -136,10 +137,10 @@ class BatchJob:
 
 def first_address() -> str:
     """The address that Slurm uses for the first node of the job: the node's name may not resolve."""
-    nodes = output_of("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
-    shown = output_of("scontrol", "--oneliner", "show", "node", nodes[0]).split()
+    node = os.environ["SLURMD_NODENAME"]  # the batch job runs on the first node
+    shown = output_of("scontrol", "--oneliner", "show", "node", node).split()
     fields = dict(word.partition("=")[::2] for word in shown)
-    return fields.get("NodeAddr", nodes[0])
+    return fields.get("NodeAddr", node)
 
 
 def main(argv: list[str]) -> int:

@@ -53,7 +53,7 @@ def cancel_job(job_id: str, run_dir: Path) -> str:
         return f"job {job_id} is not in the queue"
     (run_dir / "launch" / CANCELLED).touch()  # before the request: the batch job reads it after the end
     _run("scancel", "--state=PENDING", job_id)
-    if "RUNNING" not in job_states(job_id):
+    if not job_states(job_id):
         Record(run_dir).update(state="ended", code=EXIT_TERMINATED, job_id=job_id)
         return f"job {job_id} left the queue"
     request_stop(run_dir)

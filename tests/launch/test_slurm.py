@@ -1,10 +1,11 @@
 """The text of the batch script for Slurm, and invalid values in its cluster file."""
 
 import json
+import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,13 @@ import pytest
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.doctor.nodes import KINDS
 from kinemae.launch.job import Job, prepare_job
+from kinemae.launch.record import Record, read_record
+from kinemae.launch.slurm.batch import first_address
 from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.slurm.command import SETTINGS, plan_text, script_of, settings_of
+from kinemae.launch.slurm.queue import cancel_job, job_end
 from tests.conftest import REPO
+from tests.launch.fake_program import make_job
 
 SHIPPED = REPO / "configs" / "cluster" / "slurm.yaml"
 EXPECTED = Path(__file__).parent / "expected"
@@ -142,3 +147,39 @@ def test_the_doctor_requests_the_nodes_and_containers_of_a_job() -> None:
     ).commands
     place = words.index("apptainer")
     assert words[place : place + 7] == ["apptainer", "exec", "--nv", "--bind", "/d:/d", "i.sif", "python3"]
+
+
+def with_tools(folder: Path, monkeypatch: pytest.MonkeyPatch, **outputs: str) -> None:
+    """Put programs first in PATH that print a text; an empty text makes them fail."""
+    folder.mkdir()
+    for name, text in outputs.items():
+        (folder / name).write_text(f"#!/bin/sh\necho '{text}'\n{'' if text else 'exit 1'}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_a_job_that_is_cancelled_during_its_requeue_ends_at_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_tools(tmp_path / "tools", monkeypatch, squeue="COMPLETING", scancel="-", srun="")
+    job = make_job(tmp_path)
+    run_dir = Path(job.run_dir)
+    Record(run_dir).begin(kind="slurm", job_id="7")
+    assert "requested a stop of job 7" in cancel_job("7", run_dir)
+    settings = job.path.with_name(SETTINGS)
+    settings.write_text(json.dumps(asdict(settings_of(SlurmCluster(), job))))
+    command = [sys.executable, "-P", job.script("slurm/batch.py"), str(settings)]
+    ran = subprocess.run(command, env={**os.environ, "SLURM_JOB_ID": "7"}, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (143, "")
+    assert job_end("7", read_record(run_dir))[0] == 143
+
+
+@pytest.mark.parametrize(
+    ("shown", "address"), [("NodeName=n1 NodeAddr=10.0.0.1 Port=1", "10.0.0.1"), ("", "n1")]
+)
+def test_the_address_of_the_first_node(
+    shown: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_tools(tmp_path / "tools", monkeypatch, scontrol=shown)
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    assert first_address() == address
