@@ -20,8 +20,9 @@ if __name__ == "__main__":  # run as a file, with -P, from the frozen code
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK, EXIT_TERMINATED
+from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.record import STOP, Record, request_stop, saved_steps
-from kinemae.launch.slurm.queue import CANCELLED, output_of
+from kinemae.launch.slurm.queue import CANCELLED, output_of, requeue_job
 from kinemae.launch.supervisor.policy import FAILED, STOPPED, TOO_FEW_NODES, History, requeue
 from kinemae.launch.supervisor.rank import catch_signals, log_line
 
@@ -130,9 +131,10 @@ class BatchJob:
         log_line(self._run_dir, f"requeueing the job{without}")
         for number in (signal.SIGTERM, signal.SIGCONT):
             signal.signal(number, signal.SIG_IGN)  # of the requeue; the next command needs a moment
-        output_of("scontrol", "requeue", self._id)
-        if excluded:
-            output_of("scontrol", "update", f"JobId={self._id}", f"ExcNodeList={','.join(excluded)}")
+        try:
+            requeue_job(self._id, excluded)
+        except ConfigError as error:
+            log_line(self._run_dir, f"the requeue failed: {error}")
 
 
 def first_address() -> str:

@@ -1,7 +1,7 @@
 """Query and cancel jobs with Slurm's commands."""
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,19 @@ def cancel_job(job_id: str, run_dir: Path) -> str:
         return f"job {job_id} left the queue"
     request_stop(run_dir)
     return f"requested a stop of job {job_id}: it saves a checkpoint and ends"
+
+
+def requeue_job(job_id: str, excluded: Sequence[str]) -> None:
+    """Requeue a job without some nodes, in addition to those that it already excludes.
+
+    Raises:
+        ValueError: Slurm does not respond, or refuses.
+    """
+    before = _fields(_run("scontrol", "--oneliner", "show", "job", job_id)).get("ExcNodeList", "(null)")
+    _run("scontrol", "requeue", job_id)
+    if excluded:  # Slurm accepts it for pending jobs only
+        nodes = ",".join([*([] if before == "(null)" else [before]), *excluded])
+        _run("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}")
 
 
 def output_of(*command: str) -> str:

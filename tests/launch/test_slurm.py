@@ -17,7 +17,7 @@ from kinemae.launch.record import Record, read_record
 from kinemae.launch.slurm.batch import first_address
 from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.slurm.command import SETTINGS, plan_text, script_of, settings_of
-from kinemae.launch.slurm.queue import cancel_job, job_end
+from kinemae.launch.slurm.queue import cancel_job, job_end, requeue_job
 from tests.conftest import REPO
 from tests.launch.fake_program import make_job
 
@@ -172,6 +172,20 @@ def test_a_job_that_is_cancelled_during_its_requeue_ends_at_its_start(
     ran = subprocess.run(command, env={**os.environ, "SLURM_JOB_ID": "7"}, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (143, "")
     assert job_end("7", read_record(run_dir))[0] == 143
+
+
+def test_a_requeue_keeps_the_excluded_nodes_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_tools(tmp_path / "tools", monkeypatch, scontrol="-")
+    program, words = tmp_path / "tools" / "scontrol", tmp_path / "words"
+    text = "echo 'JobId=7 JobName=a UserId=b(1) JobState=RUNNING ExcNodeList=n[1-2]'"
+    program.write_text(f"#!/bin/sh\n{text}\necho $* >> {words}\n")
+    requeue_job("7", ["n5", "n6"])
+    assert words.read_text().splitlines()[1:] == ["requeue 7", "update JobId=7 ExcNodeList=n[1-2],n5,n6"]
+    program.write_text("#!/bin/sh\necho 'Requested operation is presently disabled' >&2; exit 1\n")
+    with pytest.raises(ValueError, match="scontrol failed: Requested operation is presently disabled"):
+        requeue_job("7", [])
 
 
 @pytest.mark.parametrize(
