@@ -170,18 +170,18 @@ def run_logs(arguments: argparse.Namespace) -> int:
     """Run `launch logs`."""
     folder = arguments.run_dir / LOGS_FOLDER
     path = folder / f"rank-{arguments.rank:05d}.log"
-    if not path.exists():
+    try:
+        if path.exists():
+            _print_log(path, arguments)
+            return 0
         record = read_record(arguments.run_dir)  # refuses a run that was not launched
         if record["kind"] == "k8s":
             shown = {"rank": arguments.rank, "lines": arguments.lines, "follow": arguments.follow}
             return kubectl.print_logs(record["job_id"], **shown)
-        there = ", ".join(sorted(log.name for log in folder.glob("*.log"))) or "nothing"
-        raise ConfigError(f"{path}: there is no such log; {folder} contains {there}")
-    try:
-        _print_log(path, arguments)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    return 0
+    there = ", ".join(sorted(log.name for log in folder.glob("*.log"))) or "nothing"
+    raise ConfigError(f"{path}: there is no such log; {folder} contains {there}")
 
 
 def _print_log(path: Path, arguments: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -95,6 +96,11 @@ def start(launch: Launch, arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         sys.stdout.write(plan_text(launch, job))
         return 0
+    program = next(iter(launch.commands(job, "PORT").values()))[0]
+    if shutil.which(program) is None:
+        raise ConfigError(
+            f"expected a program {program!r} on this machine, found none; fix: install it, or set python"
+        )
     run_dir = Path(job.run_dir)
     with lock_run(run_dir):
         write_job(job)

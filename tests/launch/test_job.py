@@ -1,5 +1,6 @@
 """A job is checked by a dry run, frozen with its code, and printed before anything runs."""
 
+import argparse
 import json
 import re
 import sys
@@ -16,7 +17,7 @@ from kinemae.launch.cluster import read_cluster
 from kinemae.launch.job import Job, prepare_job, read_job, write_job
 from kinemae.launch.local import LocalCluster, LocalLaunch
 from kinemae.launch.ssh import SshCluster, SshLaunch
-from kinemae.launch.supervisor.start import Launch, plan_text
+from kinemae.launch.supervisor.start import Launch, plan_text, start
 from kinemae.launch.supervisor.task import environment_of
 from tests.conftest import REPO, run_module
 from tests.launch.test_slurm import EXPECTED, neutral
@@ -173,3 +174,11 @@ def test_a_defect_is_not_reported_as_wrong_usage(
     monkeypatch.setattr("kinemae.launch.local.LocalLaunch", lambda cluster: int("no number"))
     with pytest.raises(ValueError, match="invalid literal"):
         main(["local", "--", "pretrain", "demo"])
+
+
+def test_a_missing_program_is_named_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinemae.launch.supervisor.start.prepare_job", lambda *_, **__: unchecked(tmp_path))
+    launch = LocalLaunch(read_cluster(LocalCluster, None, ["container=[apptainer-7, exec]"]))
+    with pytest.raises(ValueError, match="expected a program 'apptainer-7' on this machine"):
+        start(launch, argparse.Namespace(job=[], dry_run=False))
+    assert not (tmp_path / "run").exists()
