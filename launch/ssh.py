@@ -1,6 +1,6 @@
 """`launch ssh`: run a training on several hosts that this machine reaches by ssh.
 
-The launcher starts one agent on each host, prints their output and requests stops. The run goes on without
+The launcher starts one agent on each host, prints their output and requests stops. The run does not depend on
 it. If the agent with the store is lost, the launcher starts new agents on the reachable hosts.
 """
 

@@ -22,7 +22,7 @@ from kinemae.launch.record import is_locked, read_record, request_stop, saved_st
 from kinemae.launch.slurm.queue import cancel_job, describe_job, job_end, job_states
 
 _POLL_S, _POLL_SCHEDULER_S = 0.5, 30.0
-_SUPERVISED = ("local", "ssh")  # kinds whose launcher runs as long as the run
+_SUPERVISED = ("local", "ssh")  # kinds whose state is that of locks, not of a scheduler
 
 
 def add_to(parsers: Any) -> None:

@@ -64,7 +64,7 @@ class BatchJob:
         self._wakeup = catch_signals(self._signals)
 
     def run(self) -> int:
-        """Run the agents to the end of the run; requeue the job if it goes on later. Return its exit code."""
+        """Run the agents to the end of the run, and requeue the job if necessary. Return its exit code."""
         name, starts = f"{self._id}.{os.environ.get('SLURM_RESTART_COUNT', '0')}", 0
         (self._run_dir / "launch" / STOP).unlink(missing_ok=True)  # of an earlier start
         if self._is_cancelled():  # before it started, or during its requeue
@@ -85,7 +85,7 @@ class BatchJob:
                 return self._end(code or EXIT_CRASHED, TOO_FEW_NODES)
 
     def _start_agents(self, run_id: str) -> int:
-        """Run an agent on each node; return the exit code of srun, which says little."""
+        """Run an agent on each node; return the exit code of srun, the highest of its tasks."""
         settings = self._settings
         count = settings.nodes + settings.spare
         with socket.socket() as listener:  # this is the first node

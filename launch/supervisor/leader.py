@@ -77,7 +77,7 @@ _WAIT_S = 0.2
 
 
 class Superseded(Exception):
-    """Another set of agents runs the job: this one was taken for dead, as after a suspension."""
+    """Another set of agents runs the job: this one was considered lost, as after a suspension."""
 
 
 class Leader:

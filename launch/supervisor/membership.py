@@ -35,7 +35,7 @@ class MemoryStore:
         self._texts[key] = text
 
     def read(self, key: str) -> str | None:
-        """The text of a key; None if nobody has set it."""
+        """The text of a key; None if it is not set."""
         return self._texts.get(key)
 
     def add(self, key: str, amount: int) -> int:
@@ -46,7 +46,7 @@ class MemoryStore:
 
 
 class SharedStore:
-    """A store of torch.distributed whose calls take a limited time, also after a cut of the network.
+    """A store of torch.distributed whose calls take a limited time, also if the network is down.
 
     A call runs in a thread: a request to a host that no longer responds waits for many minutes.
     """

@@ -21,7 +21,7 @@ class PolicyConfig:
         max_restarts: restarts in a row without a new checkpoint.
         grace_s: from SIGTERM to SIGKILL for the other processes after a failure.
         stop_s: the same after a stop; the processes write a checkpoint in this time.
-        heartbeat_timeout_s: an agent without a sign of life for this time is lost.
+        heartbeat_timeout_s: an agent without a heartbeat for this time is lost.
         host_wait_s: how long a restart waits for the fewest hosts.
     """
 
@@ -158,8 +158,8 @@ class NodeEnd:
 
 
 def lost_node(host: str, time_s: float, limit_s: float) -> NodeEnd:
-    """The end of a node that shows no sign of life."""
-    message = f"{host} is lost: no sign of life for {limit_s:g} s"
+    """The end of a node whose agent has no heartbeat."""
+    message = f"{host} is lost: no heartbeat for {limit_s:g} s"
     failure = {"rank": None, "host": host, "code": EXIT_CRASHED, "time_s": time_s, "is_victim": False}
     return NodeEnd(failures=[{**failure, "message": message, "log": None, "last_lines": []}])
 

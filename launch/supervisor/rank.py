@@ -228,7 +228,7 @@ def log_line(run_dir: Path, text: str) -> None:
 
 
 def write_out(descriptor: int, text: bytes) -> None:
-    """Write to a terminal or a pipe. A stalled one loses text, which the log file holds: ranks go on."""
+    """Write to a terminal or a pipe. If it is stalled, text is dropped; the log file contains it."""
     with suppress(OSError, ValueError):
         while text and select.select([], [descriptor], [], _WRITE_S)[1]:
             text = text[os.write(descriptor, text[: select.PIPE_BUF]) :]

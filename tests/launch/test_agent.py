@@ -42,7 +42,7 @@ def agent_of(folder: Path, membership: Membership) -> Agent:
 
 
 def lead(node: Unjoined, seconds: float = 1.5) -> None:
-    """Show signs of life, as the leader of an attempt."""
+    """Send heartbeats, as the leader of an attempt."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         node.store.add("alive", 1)
