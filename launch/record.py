@@ -30,26 +30,29 @@ _TRY_S = 0.5
 
 
 class Record:
-    """`launch.json` of a run; write errors, such as a full disk, are ignored."""
+    """`launch.json` of a run. After a write error, as on a full disk, this object keeps the values."""
 
     def __init__(self, run_dir: Path):
         self._path = run_dir / LAUNCH_FOLDER / _RECORD
-        self._values: dict[str, Any] = {}  # the last ones, in case the file cannot be written
+        self._values: dict[str, Any] = {}
+        self._unwritten: dict[str, Any] = {}
 
     def begin(self, *, kind: str, **values: Any) -> None:
         """Begin a new launch."""
         here = {"started": now(), "host": socket.gethostname(), "pid": os.getpid()}
         self._values = {"kind": kind, **here, "job_id": None, "attempt": 0, "state": "starting", **values}
+        self._unwritten = self._values
         self._write()
 
     def read(self) -> dict[str, Any]:
         """The values; other processes may have changed them."""
         with suppress(OSError, ValueError):
-            self._values = json.loads(self._path.read_text(encoding="utf-8"))
+            self._values = {**json.loads(self._path.read_text(encoding="utf-8")), **self._unwritten}
         return self._values
 
     def update(self, **values: Any) -> None:
         """Change some values."""
+        self._unwritten = {**self._unwritten, **values}
         self._values = {**self.read(), **values}
         self._write()
 
@@ -57,6 +60,7 @@ class Record:
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write_text(self._path, json.dumps(self._values, indent=1, ensure_ascii=False) + "\n")
+            self._unwritten = {}
 
 
 def now() -> str:

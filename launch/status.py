@@ -82,7 +82,7 @@ def status_of(run_dir: Path) -> dict[str, Any]:
 
 
 def _state(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
-    if record["kind"] == "slurm":
+    if record["kind"] == "slurm" and record["job_id"]:
         states = job_states(record["job_id"])
         if states:
             return {"state": states[0].lower(), "message": describe_job(record["job_id"])}

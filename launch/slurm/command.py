@@ -10,11 +10,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from kinemae.data_tools.exit_codes import EXIT_CONFIG
 from kinemae.data_tools.files import atomic_write_text, to_json_lines
 from kinemae.data_tools.overrides import ConfigError, require
 from kinemae.launch.cluster import read_cluster, split_words
 from kinemae.launch.job import LAUNCH_FOLDER, LOGS_FOLDER, Job, prepare_job, write_job
-from kinemae.launch.record import STOP, Record, read_record
+from kinemae.launch.record import STOP, Record, is_locked, read_record
 from kinemae.launch.slurm.batch import BatchSettings
 from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.slurm.queue import CANCELLED, job_states
@@ -56,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     command = _submit_command(job)
     ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode != 0:
+        record.update(state="ended", code=EXIT_CONFIG)
         raise ConfigError(f"sbatch refused the job: {ran.stderr.strip()}")
     job_id = ran.stdout.strip().partition(";")[0]  # JOB;CLUSTER if there are several clusters
     record.update(job_id=job_id)
@@ -160,9 +162,11 @@ def _check_no_job(job: Job) -> None:
     if not (Path(job.run_dir) / LAUNCH_FOLDER / "launch.json").exists():
         return
     last = read_record(Path(job.run_dir))
-    states = job_states(str(last.get("job_id"))) if last.get("kind") == "slurm" else []
-    if states:
+    states = job_states(last["job_id"]) if last["kind"] == "slurm" and last["job_id"] else []
+    if states or is_locked(Path(job.run_dir)):
+        name = f"job {last['job_id']}" if states else f"`launch {last['kind']}`"
+        state = states[0].lower() if states else "running"
         raise ConfigError(
-            f"job {last['job_id']} of {job.run_dir} is {states[0].lower()}; fix: set another run_dir, or run "
+            f"{name} of {job.run_dir} is {state}; fix: set another run_dir, or run "
             f"`kinemae launch cancel {shlex.quote(job.run_dir)}`"
         )

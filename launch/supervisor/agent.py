@@ -83,6 +83,7 @@ class Agent:
         self._start, self._signals, self._wakeup = start, signals, wakeup
         self._store = membership.store
         self._run_dir = Path(job.run_dir)
+        self._record = Record(self._run_dir)
         self._stop: int | None = None
         self._is_killed = False
         self._alive: tuple[str | None, float] = (None, -math.inf)  # beats of the leader, last change
@@ -131,14 +132,13 @@ class Agent:
 
     def _give_up(self) -> None:
         self.log(f"fewer than min_nodes={self._given.nodes[0]} hosts are left")
-        failure = Record(self._run_dir).read().get("failure") or {}
+        failure = self._record.read().get("failure") or {}
         self._end(failure.get("code") or EXIT_CRASHED, TOO_FEW_NODES)
 
     def _end(self, code: int, cause: str) -> None:
         """End the run outside of an attempt."""
-        record = Record(self._run_dir)
-        if record.read().get("run_id") == self._given.run_id:
-            record.update(state="ended", code=code, cause=cause, ended=now(), agents={})
+        if self._record.read().get("run_id") == self._given.run_id:
+            self._record.update(state="ended", code=code, cause=cause, ended=now(), agents={})
         self._finish(code)
 
     def _wait_for_end(self) -> None:
@@ -218,7 +218,7 @@ class _Attempt:
         self._given, self._policy = agent._given, agent._policy
         self._leader: Leader | None = None
         if joined.node == 0:
-            self._leader = Leader(joined, agent._job, self._given, agent.log)
+            self._leader = Leader(joined, agent._job, self._given, record=agent._record, log=agent.log)
         self._beats = 0
         self._leader_beat: tuple[str | None, float] = (None, time.monotonic())
 

@@ -77,7 +77,7 @@ _WAIT_S = 0.2
 
 
 class Superseded(Exception):
-    """Another set of agents runs the job: this one was considered lost, as after a suspension."""
+    """Other agents run the job: they considered this one lost, as after a suspension."""
 
 
 class Leader:
@@ -85,14 +85,23 @@ class Leader:
 
     Args:
         given: the options of the agent.
+        record: of the run, for all rounds of this agent.
         log: prints a line for the user.
     """
 
-    def __init__(self, joined: Round, job: Job, given: argparse.Namespace, log: Callable[[str], None]):
+    def __init__(
+        self,
+        joined: Round,
+        job: Job,
+        given: argparse.Namespace,
+        *,
+        record: Record,
+        log: Callable[[str], None],
+    ):
         self._store, self._count, self._job = joined.store, joined.nodes, job
         self._policy = PolicyConfig(**job.policy)
         self._agents, self._nodes, self._log = given.agents, given.nodes, log
-        self._record, self._run_id = Record(Path(job.run_dir)), given.run_id
+        self._record, self._run_id = record, given.run_id
         self._infos: list[NodeInfo] = []
         self._attempt = 0
         self._ends: dict[int, NodeEnd] = {}
@@ -242,7 +251,9 @@ class Leader:
         return Verdict(code=decision.code, excluded=list(decision.history.excluded))
 
     def _update(self, **values: Any) -> None:
-        if self._record.read().get("run_id", self._run_id) != self._run_id:
+        last = self._record.read()
+        is_over = self._attempt and last.get("attempt", 0) > self._attempt
+        if is_over or last.get("run_id", self._run_id) != self._run_id:
             raise Superseded
         self._record.update(**values)
 

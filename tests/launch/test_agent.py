@@ -1,5 +1,6 @@
 """Agents that are not in an attempt: they wait for the next one, or end the run."""
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -11,8 +12,9 @@ import pytest
 
 from kinemae.launch.record import Record, read_record, request_stop
 from kinemae.launch.supervisor.agent import Agent, parse
+from kinemae.launch.supervisor.leader import Leader, NodeInfo, Superseded
 from kinemae.launch.supervisor.membership import Membership, SingleNode, TooFewNodes
-from kinemae.launch.supervisor.policy import PolicyConfig
+from kinemae.launch.supervisor.policy import NodeEnd, PolicyConfig
 from tests.launch.fake_program import make_job
 
 
@@ -72,3 +74,19 @@ def test_a_stop_ends_the_run_unless_other_agents_are_in_an_attempt(tmp_path: Pat
     assert agent.run() == (0 if is_led else 143)
     assert read_record(tmp_path / "run")["state"] == ("starting" if is_led else "ended")
     assert node.store.read("stop") == "15"
+
+
+def test_a_leader_that_was_suspended_during_a_later_attempt_changes_nothing(tmp_path: Path) -> None:
+    job, joined = make_job(tmp_path), SingleNode().join()
+    record = Record(Path(job.run_dir))
+    record.begin(kind="ssh", run_id="1")
+    given = parse(["job.json", "--node-slots", "1"])
+    leader = Leader(joined, job, given, record=record, log=lambda text: None)
+    joined.store.set("node/0", json.dumps(asdict(NodeInfo(host="a", pid=1, slots=1, address="a", port=1))))
+    leader.prepare()
+    assert record.read()["attempt"] == 1
+    Record(Path(job.run_dir)).update(attempt=2, state="running")  # by another leader
+    joined.store.set("end/0", json.dumps(asdict(NodeEnd())))
+    with pytest.raises(Superseded):
+        leader.follow(stop=None)
+    assert read_record(Path(job.run_dir))["state"] == "running"

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from kinemae.launch.__main__ import main
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.doctor.nodes import KINDS
 from kinemae.launch.job import Job, prepare_job
-from kinemae.launch.record import Record, read_record
+from kinemae.launch.record import Record, lock_run, read_record
 from kinemae.launch.slurm.batch import first_address
 from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.slurm.command import SETTINGS, plan_text, script_of, settings_of
@@ -197,3 +198,26 @@ def test_the_address_of_the_first_node(
     with_tools(tmp_path / "tools", monkeypatch, scontrol=shown)
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     assert first_address() == address
+
+
+def test_a_refused_job_is_no_job_of_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_tools(tmp_path / "tools", monkeypatch, sbatch="")
+    monkeypatch.setattr("kinemae.launch.slurm.command.prepare_job", lambda *_, **__: job_in(tmp_path / "run"))
+    for _ in range(2):
+        assert main(["slurm", "--", "pretrain", "demo"]) == 2
+        assert "sbatch refused the job" in capsys.readouterr().err
+    assert main(["status", str(tmp_path / "run")]) == 0
+    assert "failed: wrong usage or config (exit code 2)" in capsys.readouterr().out
+
+
+def test_a_job_in_the_folder_of_a_running_launch_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_tools(tmp_path / "tools", monkeypatch, sbatch="1")
+    monkeypatch.setattr("kinemae.launch.slurm.command.prepare_job", lambda *_, **__: job_in(tmp_path / "run"))
+    with lock_run(tmp_path / "run"):
+        Record(tmp_path / "run").begin(kind="local")
+        assert main(["slurm", "--", "pretrain", "demo"]) == 2
+    assert "`launch local` of" in capsys.readouterr().err

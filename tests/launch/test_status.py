@@ -115,3 +115,21 @@ def test_a_file_system_without_locks_refuses_nothing(
             assert not is_locked(tmp_path)
     Record(tmp_path).begin(kind="local")
     assert "its agents were killed" in output_of(capsys, "status", str(tmp_path))
+
+
+def test_a_record_on_a_full_disk_keeps_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    record = Record(tmp_path)
+    record.begin(kind="local")
+    with monkeypatch.context() as full:
+        full.setattr("kinemae.launch.record.atomic_write_text", refuse)
+        record.update(attempt=1)
+        record.update(history={"restarts": 1})
+        assert (record.read()["attempt"], record.read()["history"]) == (1, {"restarts": 1})
+        assert Record(tmp_path).read()["attempt"] == 0
+    Record(tmp_path).update(state="running")  # by another process
+    record.update(code=1)
+    values = Record(tmp_path).read()
+    assert (values["attempt"], values["history"], values["state"]) == (1, {"restarts": 1}, "running")
