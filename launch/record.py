@@ -156,8 +156,15 @@ def request_stop(run_dir: Path, number: int = signal.SIGTERM) -> None:
 
     Args:
         number: the signal for the processes; SIGKILL to kill them.
+
+    Raises:
+        ValueError: the request cannot be written, as on a full disk.
     """
-    atomic_write_text(run_dir / LAUNCH_FOLDER / STOP, f"{signal.Signals(number).name}\n")
+    path = run_dir / LAUNCH_FOLDER / STOP
+    try:
+        atomic_write_text(path, f"{signal.Signals(number).name}\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; fix: send SIGTERM to an agent") from error
 
 
 def take_stop_request(run_dir: Path) -> int | None:

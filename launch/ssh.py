@@ -256,8 +256,11 @@ class SshLaunch:
         while self._signals:
             number = self._signals.pop(0)
             is_second = number == signal.SIGINT and self._stop is not None
-            request_stop(Path(job.run_dir), signal.SIGKILL if is_second else number)
-            self._stop = self._stop or number
+            try:
+                request_stop(Path(job.run_dir), signal.SIGKILL if is_second else number)
+                self._stop = self._stop or number
+            except ConfigError as error:
+                log_line(Path(job.run_dir), str(error))
 
 
 def _start(command: list[str]) -> subprocess.Popen[bytes]:

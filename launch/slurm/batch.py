@@ -100,7 +100,10 @@ class BatchJob:
                     os.read(self._wakeup, 4096)
                 while self._signals:
                     self._stop = self._signals.pop(0)
-                    request_stop(self._run_dir, self._stop)
+                    try:
+                        request_stop(self._run_dir, self._stop)
+                    except ConfigError:  # as on a full disk
+                        agents.send_signal(signal.SIGTERM)  # srun forwards it to the agents
         return agents.returncode
 
     def _end(self, code: int, cause: str) -> int:

@@ -20,7 +20,7 @@ from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.slurm.command import SETTINGS, plan_text, script_of, settings_of
 from kinemae.launch.slurm.queue import cancel_job, job_end, requeue_job
 from tests.conftest import REPO
-from tests.launch.fake_program import make_job
+from tests.launch.fake_program import make_job, wait_for
 
 SHIPPED = REPO / "configs" / "cluster" / "slurm.yaml"
 EXPECTED = Path(__file__).parent / "expected"
@@ -221,3 +221,22 @@ def test_a_job_in_the_folder_of_a_running_launch_is_refused(
         Record(tmp_path / "run").begin(kind="local")
         assert main(["slurm", "--", "pretrain", "demo"]) == 2
     assert "`launch local` of" in capsys.readouterr().err
+
+
+def test_a_stop_that_cannot_be_written_goes_to_the_agents_through_srun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_tools(tmp_path / "tools", monkeypatch, srun="-", scontrol="-")
+    began = tmp_path / "began"
+    wait = f"trap 'kill $!; exit 75' TERM; touch '{began}'; sleep 30 & wait"
+    (tmp_path / "tools" / "srun").write_text(f"#!/bin/sh\n{wait}\n")
+    job = make_job(tmp_path)
+    (Path(job.run_dir) / "launch" / "stop.partial").mkdir()  # the request cannot be written
+    settings = job.path.with_name(SETTINGS)
+    settings.write_text(json.dumps(asdict(settings_of(SlurmCluster(requeue=False), job))))
+    command = [sys.executable, "-P", job.script("slurm/batch.py"), str(settings)]
+    names = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURMD_NODENAME": "n1"}
+    batch = subprocess.Popen(command, env={**os.environ, **names})
+    wait_for("srun", began.exists)
+    batch.terminate()
+    assert batch.wait(timeout=20) == 75

@@ -11,7 +11,7 @@ import pytest
 
 from kinemae.launch.__main__ import main
 from kinemae.launch.job import Job
-from kinemae.launch.record import Record, is_locked, lock_run
+from kinemae.launch.record import Record, is_locked, lock_run, request_stop
 from tests.launch.fake_program import are_waiting, launcher_of, make_job, run_launcher, wait_for
 
 
@@ -133,3 +133,9 @@ def test_a_record_on_a_full_disk_keeps_its_values(tmp_path: Path, monkeypatch: p
     record.update(code=1)
     values = Record(tmp_path).read()
     assert (values["attempt"], values["history"], values["state"]) == (1, {"restarts": 1}, "running")
+
+
+def test_a_stop_request_on_a_full_disk_is_an_error_with_its_fix(tmp_path: Path) -> None:
+    (tmp_path / "launch" / "stop.partial").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"cannot write .*/launch/stop: .*; fix: send SIGTERM to an agent"):
+        request_stop(tmp_path)
