@@ -206,7 +206,7 @@ def test_samples_that_kill_or_block_a_worker_are_skipped_and_all_others_are_unch
     folder, plan = synth_shards / "train", plan_batch(8, 8, 1, 2)
     good = load(clips_of(folder, annotate=Deadly({})), plan, last_step=6)
     deadly = clips_of(folder, annotate=Deadly({11: die, 28: hang}))
-    bad = load(deadly, plan, last_step=6, workers=2, timeout_s=2.0)
+    bad = load(deadly, plan, last_step=6, workers=2, timeout_s=5.0)
     lost = [row for batch in bad for row in batch.clip_index_B[batch.weight_B == 0].tolist()]
     assert lost == [10, 11, 28, 29]  # both views of either video
     for with_bad, without in zip(bad, good, strict=True):
@@ -217,7 +217,7 @@ def test_samples_that_kill_or_block_a_worker_are_skipped_and_all_others_are_unch
     skipped = [clip for batch in bad for clip in batch.skipped]
     assert [clip.key for clip in skipped] == [good[1].keys[3]] * 2 + [good[3].keys[4]] * 2
     assert "killed by SIGKILL while it read the sample" in skipped[0].reason
-    assert "did nothing for data.timeout_s=2 seconds while it read the sample" in skipped[2].reason
+    assert "did nothing for data.timeout_s=5 seconds while it read the sample" in skipped[2].reason
 
 
 def test_a_sample_that_killed_a_worker_is_skipped_in_later_epochs_too(synth_shards):

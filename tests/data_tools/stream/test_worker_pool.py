@@ -168,14 +168,14 @@ class Counting(ItemReader[int]):
         (die, "was killed by SIGKILL"),
         (crash, "was killed by SIGSEGV"),
         (leave, "left with exit code 7"),
-        (hang, "did nothing for data.timeout_s=1.5 seconds"),
-        (stop, "did nothing for data.timeout_s=1.5 seconds"),
+        (hang, "did nothing for data.timeout_s=5 seconds"),
+        (stop, "did nothing for data.timeout_s=5 seconds"),
     ],
 )
 def test_the_sample_that_kills_or_blocks_a_worker_is_skipped_and_all_others_are_read(
     warnings: pytest.LogCaptureFixture, deed: Callable[[], None], how: str
 ) -> None:
-    items = list(pool_of(Numbers({7: deed}), timeout_s=1.5))
+    items = list(pool_of(Numbers({7: deed}), timeout_s=5.0))
     assert [value for item in items for value in item["values"].tolist()] == [
         sample for sample in range(SAMPLES * ITEMS) if sample != 7
     ]
@@ -189,7 +189,7 @@ def test_the_sample_that_kills_or_blocks_a_worker_is_skipped_and_all_others_are_
 
 @pytest.mark.slow
 def test_two_bad_samples_of_one_item_are_both_skipped(warnings: pytest.LogCaptureFixture) -> None:
-    pool = pool_of(Numbers({3: crash, 5: hang, 20: die}), timeout_s=1.5)
+    pool = pool_of(Numbers({3: crash, 5: hang, 20: die}), timeout_s=5.0)
     items = list(pool)
     left_out = ["sample-20", "sample-3", "sample-5"]
     assert sorted(key for item in items for key in item["skipped"]) == left_out
