@@ -31,8 +31,9 @@ def replaced_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
-    finally:
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
 
 
 def atomic_write_text(path: Path, text: str, *, errors: str = "strict") -> None:

@@ -12,6 +12,7 @@ from typing import IO
 import webdataset
 
 from kinemae.data_tools.command import DataError, writing_to
+from kinemae.data_tools.files import replaced_file
 from kinemae.data_tools.index import Shard
 
 
@@ -76,17 +77,12 @@ def write_shard(
             incomplete shard is removed.
     """
     name = shard_name(number, prefix)
-    partial = folder / f"{name}.partial"
-    try:
-        with writing_to(folder):
-            _write_tar(partial, group)
-            places = _places(partial, number, group)
-            with partial.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            shard = Shard(name=name, samples=len(group), bytes=partial.stat().st_size, sha256=sha256)
-            partial.replace(folder / name)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing_to(folder), replaced_file(folder / name) as partial:
+        _write_tar(partial, group)
+        places = _places(partial, number, group)
+        with partial.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        shard = Shard(name=name, samples=len(group), bytes=partial.stat().st_size, sha256=sha256)
     return shard, places
 
 

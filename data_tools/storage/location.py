@@ -16,7 +16,7 @@ from typing import TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from kinemae.data_tools import heartbeat
-from kinemae.data_tools.files import open_regular
+from kinemae.data_tools.files import open_regular, replaced_file
 from kinemae.data_tools.storage import remote
 from kinemae.data_tools.storage.retries import (
     DEFAULT_RETRY_POLICY,
@@ -287,11 +287,7 @@ def _read(path: Path, offset: int, length: int | None) -> bytes:
 def _write_atomic(path: Path, fill: Callable[[Path], object]) -> None:
     """Fill a file under another name, sync it to disk and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
+    with replaced_file(path) as partial:
         fill(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

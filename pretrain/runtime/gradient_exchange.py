@@ -1,6 +1,7 @@
 """The gradients at ZeRO 0: averaged over all processes in buckets, during the backward pass."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,7 @@ class GradientExchange:
         if processes.world > 1 and overlaps:
             for bucket in self._buckets:
                 for parameter in bucket.parameters:
-                    parameter.register_post_accumulate_grad_hook(bucket.on_gradient)
-                    parameter.register_post_accumulate_grad_hook(self._on_gradient)
+                    parameter.register_post_accumulate_grad_hook(partial(self._on_gradient, bucket))
 
     def before_backward(self, *, is_last: bool) -> None:
         """Prepare the gradients of a micro-batch.
@@ -64,8 +64,9 @@ class GradientExchange:
             bucket.receive(self._processes.world)
         self._is_last = False
 
-    def _on_gradient(self, _: Tensor) -> None:
-        while self._is_last and self._sent < len(self._buckets) and self._buckets[self._sent].is_complete:
+    def _on_gradient(self, bucket: "_Bucket", _: Tensor) -> None:
+        bucket.missing -= 1
+        while self._is_last and self._sent < len(self._buckets) and not self._buckets[self._sent].missing:
             self._send_next()
 
     def _send_next(self) -> None:
@@ -78,6 +79,7 @@ class _Bucket:
 
     Attributes:
         parameters: their parameters.
+        missing: number of gradients that this backward pass has not computed.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]):
@@ -85,16 +87,11 @@ class _Bucket:
         self._values_V = torch.zeros(0)
         self._sent_V = self._values_V
         self._wait: Callable[[], object] | None = None
-        self._missing = 0
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether this backward pass has computed all gradients."""
-        return self._missing == 0
+        self.missing = 0
 
     def attach(self) -> None:
         """Set the gradients that the last update has removed to zero."""
-        self._missing = len(self.parameters)
+        self.missing = len(self.parameters)
         if all(parameter.grad is not None for parameter in self.parameters):
             return
         size = sum(parameter.numel() for parameter in self.parameters)
@@ -102,10 +99,6 @@ class _Bucket:
         parts = self._values_V.split([parameter.numel() for parameter in self.parameters])
         for parameter, part_V in zip(self.parameters, parts, strict=True):
             parameter.grad = part_V.view_as(parameter)
-
-    def on_gradient(self, _: Tensor) -> None:
-        """Count a gradient of this backward pass."""
-        self._missing -= 1
 
     def send(self, dtype: torch.dtype, processes: Processes) -> None:
         """Begin the exchange."""
