@@ -73,7 +73,8 @@ def open_board(options: argparse.Namespace, *, has_folds: bool) -> Board:
     prepare(options.videos, work, ALL | parts, has_groups=True)
     fingerprint = open_index(work / "all" / "train").fingerprint
     board = Board(work=work, tree=tree, folds=folds, fingerprint=fingerprint)
-    atomic_write_text(board.base_file, yaml.safe_dump(tree["base"]))
+    if not board.base_file.exists():  # named by its content; several commands share the folder
+        atomic_write_text(board.base_file, yaml.safe_dump(tree["base"]))
     return board
 
 
