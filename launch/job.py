@@ -76,6 +76,11 @@ class Job:
         """Path of a frozen script of `launch/`, such as `supervisor/task.py`."""
         return str(Path(self.code) / "kinemae" / "launch" / name)
 
+    @staticmethod
+    def read(path: Path) -> "Job":
+        """Read a `job.json`."""
+        return Job(**json.loads(path.read_text(encoding="utf-8")))
+
     def to_json(self) -> str:
         """The text of `job.json`."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False)
@@ -143,19 +148,6 @@ def write_job(job: Job) -> None:
         raise ConfigError(f"cannot write to {job.path.parent}: {error}; fix: set another run_dir") from error
 
 
-def read_job(run_dir: Path) -> Job:
-    """The last job that was started in a run folder.
-
-    Raises:
-        ValueError: there is none.
-    """
-    path = run_dir / LAUNCH_FOLDER / "job.json"
-    try:
-        return Job(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: expected the job of a launched run, got {error}") from error
-
-
 def check_job(
     job_argv: Sequence[str],
     environment: Mapping[str, str],
@@ -163,14 +155,17 @@ def check_job(
     world_size: int,
     trains_here: bool = True,
     code: str | None = None,
+    limit_s: float | None = None,
 ) -> dict[str, Any]:
     """Run the job's command with `--dry-run --json` and return what it prints.
 
     Args:
         code: folder of a frozen package to use; None for the installed one.
+        limit_s: the most time for it.
 
     Raises:
         JobRefused: the dry run failed.
+        subprocess.TimeoutExpired: it took longer than `limit_s`.
     """
     words = [*job_argv, *([] if trains_here else ["engine.device=auto"]), "--dry-run", "--json"]
     rank = {"RANK": "0", "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
@@ -183,6 +178,7 @@ def check_job(
         capture_output=True,
         text=True,
         errors="backslashreplace",
+        timeout=limit_s,
     )
     if ran.returncode != 0:
         raise JobRefused(ran.returncode, ran.stderr.rstrip())

@@ -42,7 +42,7 @@ class LocalLaunch:
     def commands(self, job: Job, port: str = "") -> dict[str, list[str]]:
         """See `Launch.commands`."""
         options = ["--host", HOST, "--node", "0", "--node-slots", str(self.slots[HOST])]
-        return {HOST: agent_command(self.config, job, *options)}
+        return {HOST: agent_command(self.config.container, job, *options)}
 
     def run(self, job: Job) -> int:
         """See `Launch.run`."""

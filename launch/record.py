@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +22,7 @@ from kinemae.data_tools.files import atomic_write_text, flock
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.job import LAUNCH_FOLDER
 
-_RECORD, STOP = "launch.json", "stop"
+_RECORD, _WRITE_LOCK, STOP = "launch.json", "launch.json.lock", "stop"
 LAUNCHER_LOCK, AGENT_LOCK = "launcher.lock", "agent.lock"
 KUBERNETES = "k8s:"
 _SAVED_STEPS = "saved_steps.json"  # of checkpoints in an object store, written by the run
@@ -33,7 +33,7 @@ class Record:
     """`launch.json` of a run. After a write error, as on a full disk, this object keeps the values."""
 
     def __init__(self, run_dir: Path):
-        self._path = run_dir / LAUNCH_FOLDER / _RECORD
+        self._run_dir, self._path = run_dir, run_dir / LAUNCH_FOLDER / _RECORD
         self._values: dict[str, Any] = {}
         self._unwritten: dict[str, Any] = {}
 
@@ -45,16 +45,29 @@ class Record:
         self._write()
 
     def read(self) -> dict[str, Any]:
-        """The values; other processes may have changed them."""
+        """The values; other processes may have changed them. Empty before the first successful read."""
         with suppress(OSError, ValueError):
             self._values = {**json.loads(self._path.read_text(encoding="utf-8")), **self._unwritten}
         return self._values
 
     def update(self, **values: Any) -> None:
-        """Change some values."""
+        """Change some values. Writers take turns, so that none undoes the changes of another one."""
         self._unwritten = {**self._unwritten, **values}
-        self._values = {**self.read(), **values}
-        self._write()
+        with self._turn():
+            self._values = {**self.read(), **values}
+            self._write()
+
+    def end(self, code: int, **values: Any) -> None:
+        """Record the end of the run, with its exit code."""
+        self.update(state="ended", code=code, ended=now(), **values)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with ExitStack() as held:
+            with suppress(OSError):
+                if (file := take_lock(self._run_dir, _WRITE_LOCK, _TRY_S)) is not None:
+                    held.enter_context(file)  # otherwise a writer is suspended: go on without
+            yield
 
     def _write(self) -> None:
         with suppress(OSError):
@@ -108,6 +121,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
             f"`kinemae launch cancel {shlex.quote(str(run_dir))}`"
         )
     with file:
+        os.set_inheritable(file.fileno(), True)  # `launch local` becomes the agent
         (folder / STOP).unlink(missing_ok=True)  # a request to the previous launcher
         yield
 
@@ -138,17 +152,18 @@ def take_lock(run_dir: Path, name: str, wait_s: float) -> IO[str] | None:
     return file
 
 
-def is_locked(run_dir: Path, *names: str) -> bool:
-    """Check whether a launcher or an agent of this run is alive; without locks of the file system: False."""
+def is_locked(run_dir: Path, *names: str) -> bool | None:
+    """Check whether a launcher or an agent of this run is alive; None if the file system has no locks."""
+    knows = True
     for name in names or (LAUNCHER_LOCK, AGENT_LOCK):
         try:
             with (run_dir / LAUNCH_FOLDER / name).open() as file:
-                flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+                knows = flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB) and knows
         except FileNotFoundError:
             continue
         except BlockingIOError:
             return True
-    return False
+    return False if knows else None
 
 
 def request_stop(run_dir: Path, number: int = signal.SIGTERM) -> None:
@@ -170,9 +185,10 @@ def request_stop(run_dir: Path, number: int = signal.SIGTERM) -> None:
 def take_stop_request(run_dir: Path) -> int | None:
     """Remove a pending stop request and return its signal."""
     path = run_dir / LAUNCH_FOLDER / STOP
+    taken = path.with_name(f"{STOP}.taken")
     try:
-        name = path.read_text(encoding="ascii").strip()
-        path.unlink()
+        path.rename(taken)  # first: a request that is written from now on is the next one
+        name = taken.read_text(encoding="ascii").strip()
     except OSError:
         return None
     return getattr(signal, name, signal.SIGTERM)

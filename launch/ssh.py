@@ -10,6 +10,7 @@ import re
 import select
 import shlex
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from kinemae.data_tools.exit_codes import EXIT_CRASHED
 from kinemae.data_tools.overrides import ConfigError, require
 from kinemae.launch.cluster import read_cluster, split_words
 from kinemae.launch.job import Job
-from kinemae.launch.record import AGENT_LOCK, Record, is_locked, now, request_stop
+from kinemae.launch.record import AGENT_LOCK, Record, is_locked, request_stop
 from kinemae.launch.supervisor.hosts import HostStatus, query_hosts, resolution_error
 from kinemae.launch.supervisor.rank import catch_signals, log_line
 from kinemae.launch.supervisor.start import SupervisedConfig, add_launcher, agent_command, start
@@ -139,7 +140,7 @@ class SshLaunch:
         self._wakeup = -1
 
     def commands(
-        self, job: Job, port: str, run_id: str = "1", hosts: Sequence[str] = ()
+        self, job: Job, port: str, run_id: str = "1", hosts: Mapping[str, HostStatus] | None = None
     ) -> dict[str, list[str]]:
         """See `Launch.commands`.
 
@@ -148,16 +149,17 @@ class SshLaunch:
             hosts: those that take part, all by default; the first has the store.
         """
         order = list(self.slots)
-        first = (hosts or order)[0]
-        address = self._master if first == order[0] else first.rpartition("@")[2]
-        least = self._cluster.min_nodes or (len(order) + 1) // 2
+        first = next(iter(hosts or order))
+        address = self._master if hosts is None or first == order[0] else _address_of(first, hosts[first])
+        least = self._least(is_first=False)
         shared = ["--nodes", f"{least}:{len(order)}", "--agents", str(len(hosts or order))]
         shared += ["--rendezvous", f"{address}:{self._cluster.master_port or port}", "--run-id", run_id]
         shared += ["--store-node", str(order.index(first))]
         commands = {}
         for node, host in enumerate(order):
             own = ["--host", host, "--node", str(node), "--node-slots", str(self.slots[host])]
-            commands[host] = self._transport.command(host, agent_command(self.config, job, *own, *shared))
+            command = agent_command(self.config.container, job, *own, *shared)
+            commands[host] = self._transport.command(host, command)
         return commands
 
     def run(self, job: Job) -> int:
@@ -174,24 +176,29 @@ class SshLaunch:
             hosts = self._find_hosts(job, is_first=run_id == 1)
             if self._stop is not None or hosts is None:
                 code = EXIT_CRASHED if self._stop is None else 128 + self._stop
-                record.update(state="ended", code=code, ended=now())
+                record.end(code)
                 return code
-            attempt = record.read()["attempt"]
+            attempt = record.read().get("attempt", 0)
             port = str(next(iter(hosts.values())).port)
-            self._watch(job, self.commands(job, port, str(run_id), list(hosts)), list(hosts))
+            commands = self.commands(job, port, str(run_id), hosts)
+            self._watch(job, commands, list(hosts))
             last = record.read()
-            if last["state"] == "ended":
+            if last.get("state") == "ended":
                 return int(last["code"])
             # The next agents decide about the attempt, unless they have not come to one.
-            starts = 0 if last["attempt"] > attempt else starts + 1
+            starts = 0 if last.get("attempt", 0) > attempt else starts + 1
             if self._stop is not None or starts > self.config.max_restarts:
                 raise ConfigError("the agents ended without a result; fix: see their messages above")
             log_line(Path(job.run_dir), "the agents are lost: starting new ones on the reachable hosts")
 
+    def _least(self, *, is_first: bool) -> int:
+        """The fewest hosts of the first start, or of a restart."""
+        return self._cluster.min_nodes or (len(self.slots) if is_first else (len(self.slots) + 1) // 2)
+
     def _find_hosts(self, job: Job, *, is_first: bool) -> dict[str, HostStatus] | None:
         """Query the hosts; None after a stop request, or if too few of them are left."""
         excluded = Record(Path(job.run_dir)).read().get("history", {}).get("excluded", [])
-        least = self._cluster.min_nodes or (len(self.slots) if is_first else (len(self.slots) + 1) // 2)
+        least = self._least(is_first=is_first)
         until = time.monotonic() + self.config.host_wait_s
         script = [job.python, "-P", job.script("supervisor/agent.py"), "--query", job.run_dir]
         while True:
@@ -237,7 +244,7 @@ class SshLaunch:
             alive = [host for host, agent in agents.items() if agent.poll() is None]
             last = record.read()
             has_store = hosts[0] in alive or is_locked(run_dir, AGENT_LOCK)
-            lost_s = None if has_store and last["state"] != "ended" else lost_s or time.monotonic()
+            lost_s = None if has_store and last.get("state") != "ended" else lost_s or time.monotonic()
             if lost_s is not None:
                 if not alive or time.monotonic() > lost_s + limit_s:
                     break
@@ -261,6 +268,16 @@ class SshLaunch:
                 self._stop = self._stop or number
             except ConfigError as error:
                 log_line(Path(job.run_dir), str(error))
+
+
+def _address_of(host: str, status: HostStatus) -> str:
+    """The address of a host that replaces the first one; an alias of ssh is known to ssh only."""
+    name = host.rpartition("@")[2]
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return status.own_address or name
+    return name
 
 
 def _start(command: list[str]) -> subprocess.Popen[bytes]:

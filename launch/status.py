@@ -95,6 +95,9 @@ def _state(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
     if record.get("state") == "ended":
         code = record["code"]
         return {"state": "ended", "message": f"{describe_exit(code)} (exit code {code})"}
+    if is_locked(run_dir) is None:
+        unknown = "its file system has no locks: see the age of its last step"
+        return {"state": "running", "message": f"started {record['started']}, perhaps running; {unknown}"}
     return {
         "state": "lost",
         "message": "its agents were killed; start the run again to resume from its newest checkpoint",
@@ -214,7 +217,7 @@ def run_cancel(arguments: argparse.Namespace) -> int:
     if record["kind"] == "k8s":
         sys.stdout.write(kubectl.cancel_job(record["job_id"]) + "\n")
         return 0
-    if not is_locked(run_dir):
+    if is_locked(run_dir) is False or record.get("state") == "ended":
         raise ConfigError(f"{run_dir}: expected a running run; {_state(run_dir, record)['message']}")
     request_stop(run_dir)
     again = shlex.join(["kinemae", "launch", "status", str(run_dir)])

@@ -8,7 +8,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK, EXIT_TERMINATED
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.record import STOP, Record, request_stop, saved_steps
 from kinemae.launch.slurm.queue import CANCELLED, output_of, requeue_job
+from kinemae.launch.supervisor.hosts import free_port
 from kinemae.launch.supervisor.policy import FAILED, STOPPED, TOO_FEW_NODES, History, requeue
 from kinemae.launch.supervisor.rank import catch_signals, log_line
 
@@ -88,12 +88,9 @@ class BatchJob:
         """Run an agent on each node; return the exit code of srun, the highest of its tasks."""
         settings = self._settings
         count = settings.nodes + settings.spare
-        with socket.socket() as listener:  # this is the first node
-            listener.bind(("", 0))
-            port = listener.getsockname()[1]
         command = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", *settings.srun]
         command += [*settings.agent, "--nodes", f"{settings.nodes}:{settings.nodes}", "--agents", str(count)]
-        command += ["--rendezvous", f"{settings.master or first_address()}:{port}", "--run-id", run_id]
+        command += ["--rendezvous", f"{settings.master or first_address()}:{free_port()}", "--run-id", run_id]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as agents:
             while agents.poll() is None:
                 if select.select([self._wakeup], [], [], 1.0)[0]:

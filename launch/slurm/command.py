@@ -20,7 +20,7 @@ from kinemae.launch.slurm.batch import BatchSettings
 from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.slurm.queue import CANCELLED, job_states
 from kinemae.launch.slurm.script import batch_script, escape_file_name
-from kinemae.launch.supervisor.start import add_launcher
+from kinemae.launch.supervisor.start import add_launcher, agent_command
 
 SETTINGS = "slurm.json"
 
@@ -108,8 +108,7 @@ def settings_of(cluster: SlurmCluster, job: Job) -> BatchSettings:
     cores = cluster.processes_per_node * cluster.cpus_per_process
     # srun ignores sbatch's value since Slurm 22.05. Without a spare node, Slurm ends the job with a node.
     srun = [f"--cpus-per-task={cores}", "--kill-on-bad-exit=0", "--wait=0", *cluster.pyxis_options()]
-    script = job.script("supervisor/agent.py")
-    agent = [*cluster.container_command(), job.python, "-P", script, str(job.path)]
+    slots = ["--node-slots", str(cluster.processes_per_node)]
     return BatchSettings(
         run_dir=job.run_dir,
         nodes=cluster.nodes,
@@ -117,7 +116,7 @@ def settings_of(cluster: SlurmCluster, job: Job) -> BatchSettings:
         requeue=cluster.requeue,
         max_restarts=cluster.max_restarts,
         srun=[*srun, *(["--no-kill"] if cluster.spare else [])],
-        agent=[*agent, "--node-slots", str(cluster.processes_per_node)],
+        agent=agent_command(cluster.container_command(), job, *slots),
         master=cluster.environment.get("MASTER_ADDR", ""),
     )
 

@@ -26,17 +26,19 @@ if __name__ == "__main__":  # run as a file, with -P, from the frozen code
 
 from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_STUCK
 from kinemae.launch.job import Job
-from kinemae.launch.record import AGENT_LOCK, Record, now, take_lock, take_stop_request
+from kinemae.launch.record import AGENT_LOCK, Record, take_lock, take_stop_request
+from kinemae.launch.supervisor.hosts import free_port
 from kinemae.launch.supervisor.leader import Leader, NodeInfo, Plan, Superseded, Verdict
 from kinemae.launch.supervisor.membership import (
     ElasticNodes,
+    Heartbeat,
     Membership,
     Round,
     SingleNode,
     StoreLost,
     TooFewNodes,
 )
-from kinemae.launch.supervisor.policy import STOPPED, TOO_FEW_NODES, PolicyConfig
+from kinemae.launch.supervisor.policy import STOPPED, TOO_FEW_NODES, PolicyConfig, node_failure
 from kinemae.launch.supervisor.rank import NodeRanks, Rank, catch_signals, log_line, note
 
 _ENVIRONMENT = dict(os.environ)  # of the processes, before torch and this agent change their own
@@ -86,7 +88,7 @@ class Agent:
         self._record = Record(self._run_dir)
         self._stop: int | None = None
         self._is_killed = False
-        self._alive: tuple[str | None, float] = (None, -math.inf)  # beats of the leader, last change
+        self._alive = Heartbeat(changed_s=-math.inf)  # of the leader of any attempt
         self._polled_s = 0.0
         self._threads = ThreadPoolExecutor(1)
 
@@ -117,7 +119,7 @@ class Agent:
 
     def _join(self) -> Round:
         """Take part in the next round."""
-        self._alive = (self._store.read("alive"), -math.inf)
+        self._alive = Heartbeat(self._store.read("alive"), changed_s=-math.inf)
         while True:
             began = time.monotonic()
             joining: Future[Round] = self._threads.submit(self._membership.join)
@@ -126,7 +128,8 @@ class Agent:
             try:
                 return joining.result()
             except TooFewNodes:
-                if self._store.read("alive") == self._alive[0] and self._alive[1] < began:
+                self._alive.see(self._store.read("alive"))
+                if self._alive.changed_s < began:
                     self._give_up()
                 # Otherwise the others are in an attempt: this host takes part from the next restart on.
 
@@ -138,15 +141,19 @@ class Agent:
     def _end(self, code: int, cause: str) -> None:
         """End the run outside of an attempt."""
         if self._record.read().get("run_id") == self._given.run_id:
-            self._record.update(state="ended", code=code, cause=cause, ended=now(), agents={})
+            self._record.end(code, cause=cause, agents={})
         self._finish(code)
 
     def _wait_for_end(self) -> None:
-        """Leave the run to the other nodes; the agent with the store has to stay."""
+        """Leave the run to the other nodes; the agent with the store has to stay while there is one."""
         note(f"{self._given.host} takes no further part")
         self._membership.leave()
-        while self._given.serves:
+        self._alive = Heartbeat(self._store.read("alive"))
+        limit_s = self._policy.host_wait_s + 3 * self._policy.heartbeat_timeout_s  # a rendezvous and its plan
+        while self._given.serves and not self._alive.is_silent(limit_s):
             self.idle()
+        if self._given.serves:
+            self._give_up()
         raise Ended(EXIT_CRASHED)
 
     def _finish(self, code: int) -> None:
@@ -167,7 +174,7 @@ class Agent:
         time.sleep(_WAIT_S)
         self.take_signals()
         self.poll(None)
-        is_alone = time.monotonic() - self._alive[1] > self._policy.heartbeat_timeout_s
+        is_alone = self._alive.is_silent(self._policy.heartbeat_timeout_s)
         if self._stop is not None and self._given.serves and is_alone:
             self._end(128 + self._stop, STOPPED)
 
@@ -201,8 +208,7 @@ class Agent:
         if processes is None:
             if (final := self._store.read("final")) is not None:
                 self._finish(int(final))
-            if (alive := self._store.read("alive")) != self._alive[0]:
-                self._alive = (alive, time.monotonic())
+            self._alive.see(self._store.read("alive"))
         return True
 
     def log(self, text: str) -> None:
@@ -220,12 +226,12 @@ class _Attempt:
         if joined.node == 0:
             self._leader = Leader(joined, agent._job, self._given, record=agent._record, log=agent.log)
         self._beats = 0
-        self._leader_beat: tuple[str | None, float] = (None, time.monotonic())
+        self._leader_beats = Heartbeat()
 
     def run(self) -> Verdict | None:
         """Run the processes of this node to their end; return the verdict, None if the leader is lost."""
         own = NodeInfo(
-            host=self._given.host, pid=os.getpid(), slots=self._given.node_slots, port=_free_port(),
+            host=self._given.host, pid=os.getpid(), slots=self._given.node_slots, port=free_port(),
             address=_address_to(self._given),
         )  # fmt: skip
         self._store.set(f"node/{self._joined.node}", json.dumps(asdict(own)))
@@ -295,10 +301,8 @@ class _Attempt:
     def _has_lost_leader(self) -> bool:
         if self._leader is not None:
             return False
-        beat = self._store.read("beat/0")
-        if beat != self._leader_beat[0]:
-            self._leader_beat = (beat, time.monotonic())
-        return time.monotonic() - self._leader_beat[1] > self._policy.heartbeat_timeout_s
+        self._leader_beats.see(self._store.read("beat/0"))
+        return self._leader_beats.is_silent(self._policy.heartbeat_timeout_s)
 
     def _end_alone(self, processes: NodeRanks) -> None:
         """End the processes without the other nodes."""
@@ -322,22 +326,19 @@ def start_ranks(given: argparse.Namespace, job: Job) -> Start:
             "KINEMAE_PARENT": str(os.getpid()),
         }
         command = [job.python, "-P", str(Path(__file__).with_name("task.py")), given.job]
-        ranks = []
-        for local in range(plan.processes[node]):
-            rank = {"RANK": str(first + local), "LOCAL_RANK": str(local)}
-            environment = {**_ENVIRONMENT, **shared, **rank}
-            ranks.append(
-                Rank(first + local, command, environment, run_dir=Path(job.run_dir), host=given.host)
-            )
-        return NodeRanks(ranks, stop_s=PolicyConfig(**job.policy).stop_s)
+        about = {"run_dir": Path(job.run_dir), "host": given.host, "attempt": plan.attempt}
+        ranks: list[Rank] = []
+        failures = []
+        try:
+            for local in range(plan.processes[node]):
+                rank = {"RANK": str(first + local), "LOCAL_RANK": str(local)}
+                ranks.append(Rank(first + local, command, {**_ENVIRONMENT, **shared, **rank}, **about))
+        except OSError as error:  # no such interpreter on this host, or too many processes
+            text = f"{given.host} cannot start rank {first + len(ranks)}: {error}"
+            failures = [node_failure(given.host, time.time(), text)]
+        return NodeRanks(ranks, stop_s=PolicyConfig(**job.policy).stop_s, failures=failures)
 
     return start
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return int(listener.getsockname()[1])
 
 
 def _address_to(given: argparse.Namespace) -> str:
@@ -363,7 +364,7 @@ def print_status(run_dir: str, host: str, master: str) -> None:
         resolve_error = error.strerror or str(error)
     status = {
         "error": None if guard is not None else "an agent of an earlier start still runs there",
-        "port": _free_port(),
+        "port": free_port(),
         "machine": f"{boot} {namespace}",
         "resolve_error": resolve_error,
         "hostname": socket.gethostname(),
@@ -433,7 +434,7 @@ def main(argv: list[str]) -> int:
     signals: list[int] = []
     wakeup = catch_signals(signals, keep_ignored=True)  # as under nohup
     try:
-        job = Job(**json.loads(Path(given.job).read_text(encoding="utf-8")))
+        job = Job.read(Path(given.job))
         guard = be_the_only_agent(job.run_dir, given.host, _BUSY_S)
         lock: Any = True
         if given.serves:

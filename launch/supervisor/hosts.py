@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,13 @@ class HostStatus:
     hostname: str = ""
     own_address: str | None = None
     has_interface: bool = False
+
+
+def free_port() -> int:
+    """A free port of this host."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])
 
 
 def query_hosts(commands: Mapping[str, Sequence[str]]) -> dict[str, HostStatus]:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from kinemae.data_tools.exit_codes import EXIT_CRASHED, describe_exit
 from kinemae.launch.job import Job, JobRefused, check_job
 from kinemae.launch.record import Record, now, saved_steps
-from kinemae.launch.supervisor.membership import Round
+from kinemae.launch.supervisor.membership import Heartbeat, Round
 from kinemae.launch.supervisor.policy import (
     FAILED,
     AttemptEnd,
@@ -74,6 +75,8 @@ class Verdict:
 
 
 _WAIT_S = 0.2
+_READS, _POLL_S = 3, 1.0
+_DRY_RUN_S = 300.0
 
 
 class Superseded(Exception):
@@ -105,7 +108,7 @@ class Leader:
         self._infos: list[NodeInfo] = []
         self._attempt = 0
         self._ends: dict[int, NodeEnd] = {}
-        self._beats: dict[int, tuple[str | None, float]] = {}
+        self._beats: dict[int, Heartbeat] = {}
         self._pids: dict[str, Any] = {}
 
     def prepare(self) -> Plan | Verdict:
@@ -174,10 +177,9 @@ class Leader:
     def _is_silent(self, node: int) -> bool:
         if node == 0:  # this one
             return False
-        beat, since = self._store.read(f"beat/{node}"), self._beats.get(node)
-        if since is None or since[0] != beat:
-            self._beats[node] = since = (beat, time.monotonic())
-        return time.monotonic() - since[1] > self._policy.heartbeat_timeout_s
+        beats = self._beats.setdefault(node, Heartbeat())
+        beats.see(self._store.read(f"beat/{node}"))
+        return beats.is_silent(self._policy.heartbeat_timeout_s)
 
     def _note_pids(self) -> None:
         """Record the processes of each node, for `launch status`."""
@@ -203,7 +205,10 @@ class Leader:
 
     def _accepts(self, size: int) -> bool:
         try:
-            check_job(self._job.argv, self._job.environment, world_size=size, code=self._job.code)
+            argv, code = self._job.argv, self._job.code
+            check_job(argv, self._job.environment, world_size=size, code=code, limit_s=_DRY_RUN_S)
+        except subprocess.TimeoutExpired:  # the processes check the same
+            self._log(f"the dry run with {size} processes took more than {_DRY_RUN_S:g} s: starting without")
         except JobRefused as refused:
             self._refused = refused
             return False
@@ -221,10 +226,10 @@ class Leader:
         code, failure = end_of(ends)
         if failure is not None:
             self._report(failure)
-        step = max(saved_steps(Path(self._job.run_dir)), default=None)
+        history = self._history()
+        step = self._newest_step(history)
         host = None if failure is None else failure["host"]
         lost = sum(end.failures[:1] != [] and end.failures[0]["rank"] is None for end in ends)
-        history = self._history()
         is_full = self._count == self._nodes[1]  # then further agents may be spare
         nodes = max(self._count, self._agents - len(history.excluded)) if is_full else self._count
         end = AttemptEnd(
@@ -236,6 +241,17 @@ class Leader:
             min_nodes=self._nodes[0],
         )
         return decide(history, end, self._policy.max_restarts)
+
+    def _newest_step(self, history: History) -> int | None:
+        """The newest checkpoint; as before if the file system does not respond correctly for a moment."""
+        for _ in range(_READS):
+            try:
+                return max(saved_steps(Path(self._job.run_dir)), default=None)
+            except OSError as error:
+                failed = error
+                time.sleep(_POLL_S)
+        self._log(f"cannot read the checkpoints: {failed}; this attempt counts as one without a new one")
+        return history.step
 
     def _conclude(self, decision: Decision, stop: int | None = None) -> Verdict:
         values: dict[str, Any] = {"history": asdict(decision.history)}

@@ -6,6 +6,7 @@ Other agents wait as spare nodes. A run on one node needs neither a port nor tor
 
 import logging
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -22,6 +23,27 @@ class StoreLost(RuntimeError):
 
 class TooFewNodes(Exception):
     """Fewer nodes than the run needs have joined in time."""
+
+
+class Heartbeat:
+    """A counter of another agent, which changes while that agent is alive. Hosts compare no clocks.
+
+    Attributes:
+        changed_s: monotonic time of its last change.
+    """
+
+    def __init__(self, value: str | None = None, *, changed_s: float | None = None):
+        self._value = value
+        self.changed_s = time.monotonic() if changed_s is None else changed_s
+
+    def see(self, value: str | None) -> None:
+        """Take a new reading of the counter."""
+        if value != self._value:
+            self._value, self.changed_s = value, time.monotonic()
+
+    def is_silent(self, limit_s: float) -> bool:
+        """Check whether the counter has not changed for a time."""
+        return time.monotonic() - self.changed_s > limit_s
 
 
 class MemoryStore:

@@ -159,9 +159,13 @@ class NodeEnd:
 
 def lost_node(host: str, time_s: float, limit_s: float) -> NodeEnd:
     """The end of a node whose agent has no heartbeat."""
-    message = f"{host} is lost: no heartbeat for {limit_s:g} s"
+    return NodeEnd(failures=[node_failure(host, time_s, f"{host} is lost: no heartbeat for {limit_s:g} s")])
+
+
+def node_failure(host: str, time_s: float, message: str) -> dict[str, Any]:
+    """The failure of a whole node, in the form of `Rank.failure`."""
     failure = {"rank": None, "host": host, "code": EXIT_CRASHED, "time_s": time_s, "is_victim": False}
-    return NodeEnd(failures=[{**failure, "message": message, "log": None, "last_lines": []}])
+    return {**failure, "message": message, "log": None, "last_lines": []}
 
 
 def end_of(ends: Sequence[NodeEnd]) -> tuple[int, Mapping[str, Any] | None]:

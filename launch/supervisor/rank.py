@@ -26,6 +26,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _DRAIN_S = 2.0
 _DECIDE_S = 2.0  # the first process that fails may be a victim of another one
 _WRITE_S = 1.0
+_UNKILLABLE_S = 60.0  # after SIGKILL
 
 
 class Rank:
@@ -36,13 +37,21 @@ class Rank:
     """
 
     def __init__(
-        self, rank: int, command: list[str], environment: dict[str, str], *, run_dir: Path, host: str
+        self,
+        rank: int,
+        command: list[str],
+        environment: dict[str, str],
+        *,
+        run_dir: Path,
+        host: str,
+        attempt: int,
     ):
         self.rank, self.host = rank, host
         self.log = run_dir / "logs" / f"rank-{rank:05d}.log"
-        self._error_file = run_dir / "launch" / "errors" / f"rank-{rank:05d}.json"
+        # A suspended process of an earlier start may write its file later.
+        self._error_file = run_dir / "launch" / "errors" / f"start-{attempt}-rank-{rank:05d}.json"
         with suppress(OSError):
-            self._error_file.unlink()  # of an earlier start
+            self._error_file.unlink()  # of an earlier launch
         self.code: int | None = None
         self._tail: deque[bytes] = deque(maxlen=TAIL_LINES)
         self._line, self._ended_s = b"", 0.0
@@ -77,6 +86,11 @@ class Rank:
         code = self.process.returncode
         self.code, self._ended_s = code if code >= 0 else 128 - code, time.time()
         return True
+
+    def abandon(self) -> None:
+        """Count the process as killed although the kernel cannot end it, as in a hanging driver."""
+        self.code, self._ended_s = 128 + signal.SIGKILL, time.time()
+        note(f"rank {self.rank} on {self.host}: process {self.process.pid} survives SIGKILL: continuing")
 
     def failure(self) -> dict[str, Any]:
         """Describe the failure of an ended process.
@@ -126,15 +140,20 @@ class Rank:
 
 
 class NodeRanks:
-    """All processes of a node in one attempt: output, signals, and their end."""
+    """All processes of a node in one attempt: output, signals, and their end.
 
-    def __init__(self, ranks: Sequence[Rank], *, stop_s: float):
+    Args:
+        failures: of a node that could not start its processes.
+    """
+
+    def __init__(self, ranks: Sequence[Rank], *, stop_s: float, failures: Sequence[dict[str, Any]] = ()):
         self._ranks, self._stop_s = ranks, stop_s
         self._open = {rank.stdout: rank for rank in ranks}
         self._deadline: float | None = None
+        self._killed_s: float | None = None
         self._is_ending = False
         self._sent: int | None = None
-        self._failures: list[dict[str, Any]] = []
+        self._failures = list(failures)
         self._stop_code = 0
 
     @property
@@ -161,8 +180,11 @@ class NodeRanks:
             else:
                 self._forward(self._open[source])
         for rank in [rank for rank in self._ranks if rank.poll()]:
+            until = time.monotonic() + _DRAIN_S  # a worker that outlives it may write for ever
             while rank.stdout in self._open and select.select([rank.stdout], [], [], 0)[0]:
                 self._forward(rank)
+                if time.monotonic() > until:
+                    break
             self._on_end(rank)
         if self._deadline is not None and time.monotonic() > self._deadline:
             self._kill()
@@ -208,10 +230,16 @@ class NodeRanks:
             self._failures.append(rank.failure())
 
     def _kill(self) -> None:
-        for rank in self._ranks:
-            if rank.code is None:
+        running = [rank for rank in self._ranks if rank.code is None]
+        if self._killed_s is None:
+            self._killed_s = time.monotonic()
+            for rank in running:
                 note(f"rank {rank.rank} did not end in time: SIGKILL")
         self.stop(signal.SIGKILL, 0)
+        if time.monotonic() > self._killed_s + _UNKILLABLE_S:
+            for rank in running:
+                rank.abandon()
+                self._on_end(rank)
         self._deadline = time.monotonic() + _DRAIN_S
 
 

@@ -4,7 +4,7 @@ import argparse
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from kinemae.data_tools.overrides import ConfigError, require
 from kinemae.launch.cluster import add_cluster_arguments
 from kinemae.launch.commands import add_command
 from kinemae.launch.job import Job, prepare_job, write_job
-from kinemae.launch.record import Record, lock_run, now
+from kinemae.launch.record import Record, lock_run
 from kinemae.launch.supervisor.policy import PolicyConfig
 from kinemae.launch.supervisor.task import command_of
 
@@ -110,14 +110,14 @@ def start(launch: Launch, arguments: argparse.Namespace) -> int:
             return launch.run(job)
         except Exception as error:
             code = EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_CRASHED
-            record.update(state="ended", code=code, ended=now())
+            record.end(code)
             raise
 
 
-def agent_command(config: SupervisedConfig, job: Job, *options: str) -> list[str]:
-    """The command that starts an agent."""
+def agent_command(container: Sequence[str], job: Job, *options: str) -> list[str]:
+    """The command that starts an agent, with the command prefix of a container."""
     script = job.script("supervisor/agent.py")
-    return [*config.container, job.python, "-P", script, str(job.path), *options]
+    return [*container, job.python, "-P", script, str(job.path), *options]
 
 
 def plan_text(launch: Launch, job: Job) -> str:

@@ -46,7 +46,10 @@ class FaultQueue:
         """Return the next fault that is possible in the scene; the others stay in the queue."""
         if not any(fault.is_possible(scene) for fault in self._left):
             self._left += self._chance.sample(self._faults, len(self._faults))
-        fault = next(fault for fault in self._left if fault.is_possible(scene))
+        fault = next((fault for fault in self._left if fault.is_possible(scene)), None)
+        if fault is None:
+            names = ", ".join(repr(fault.name) for fault in self._faults)
+            raise WrongReaction(f"expected a fault that is possible here, got only {names or 'none'}")
         self._left.remove(fault)
         return fault
 

@@ -161,13 +161,15 @@ def abort_like_nccl(scene: Scene, chance: random.Random) -> None:
     for seen in others:
         seen.send(signal.SIGABRT)
 
-    def failure() -> dict[str, Any] | None:
-        found: dict[str, Any] | None = read_record(scene.run_dir).get("failure")
-        return found if found and found["attempt"] == attempt else None
-
-    found = scene.wait_for("the record of the failure", failure, while_it_runs=True)
-    if found is None or found["rank"] != victim.rank:
+    found = scene.wait_for("the record of the failure", lambda: _failure_of(scene, attempt))
+    if found["rank"] != victim.rank:
         raise WrongReaction(f"expected rank {victim.rank} as the first failure, got {found}")
+
+
+def _failure_of(scene: Scene, attempt: int) -> dict[str, Any]:
+    """The recorded failure of an attempt; empty before it."""
+    found: dict[str, Any] = read_record(scene.run_dir).get("failure") or {}
+    return found if found.get("attempt") == attempt else {}
 
 
 def suspend_a_host(scene: Scene, chance: random.Random) -> None:
@@ -185,6 +187,39 @@ def suspend_a_host(scene: Scene, chance: random.Random) -> None:
     finally:
         for seen in suspended:
             seen.send(signal.SIGCONT)
+
+
+def stale_files(scene: Scene, chance: random.Random) -> None:
+    """Files of the run folder are stale during a checkpoint, for 2 of the retries; then it is written."""
+    saved = scene.committed()
+    with scene.fault_inside("stale") as met:
+        scene.wait_for("a process that meets a stale file", met, while_it_runs=True)
+        time.sleep(1.0)
+    scene.wait_for(
+        "a checkpoint after stale files", lambda: scene.committed()[-1:] != saved[-1:], while_it_runs=True
+    )
+
+
+def restart_without_locks(scene: Scene, chance: random.Random) -> None:
+    """Kill a rank; the restarted processes find a file system without locks."""
+    before = {seen.pid for seen in scene.ranks()}
+    with scene.fault_inside("no_locks") as met:
+        chance.choice(scene.ranks()).send(signal.SIGKILL)
+        scene.wait_for("a new process without locks", lambda: met() - before, while_it_runs=True)
+
+
+def die_with_a_long_line(scene: Scene, chance: random.Random) -> None:
+    """A rank dies after a line of 100 kB: the log has all of it, the report its end."""
+    victim = chance.choice(scene.ranks())
+    log = scene.run_dir / "logs" / f"rank-{victim.rank:05d}.log"
+    attempt, size = read_record(scene.run_dir)["attempt"], log.stat().st_size
+    victim.send(signal.SIGUSR2)
+    failure = scene.wait_for("the record of the failure", lambda: _failure_of(scene, attempt))
+    longest = max(map(len, failure["last_lines"]))
+    if failure["rank"] != victim.rank or not 1000 < longest < 3000:
+        raise WrongReaction(f"expected the end of a long line of rank {victim.rank}, got {failure}")
+    if log.stat().st_size < size + 100_000:
+        raise WrongReaction(f"expected 100 kB of new output in {log}, got {log.stat().st_size - size} bytes")
 
 
 def fill_checkpoint_disk(scene: Scene, chance: random.Random) -> None:

@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from tests.launch.hosts import Host
 
 Found = TypeVar("Found")
 
+FAULTS_FOLDER = "faults"  # beside the run folder, see hook/sitecustomize.py
 BOUND_S = 180.0  # limit of every reaction, also on a busy machine
 _TICK_S = 0.02
 _LAST_LINES = 60
@@ -72,6 +73,19 @@ class Scene:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
+
+    @contextlib.contextmanager
+    def fault_inside(self, name: str) -> Iterator[Callable[[], set[int]]]:
+        """Turn a fault of `hook/sitecustomize.py` on; the function returns the processes that met it."""
+        folder = self.run_dir.parent / FAULTS_FOLDER
+        folder.mkdir(exist_ok=True)
+        for mark in folder.glob(f"{name}*"):
+            mark.unlink()
+        (folder / name).touch()
+        try:
+            yield lambda: {int(mark.name.rpartition("-")[2]) for mark in folder.glob(f"{name}-*")}
+        finally:
+            (folder / name).unlink()
 
     def processes(self) -> list[ProcessInfo]:
         return processes_of(self.run_dir)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos.disks import Disk, can_mount
-from tests.chaos.scene import Scene
+from tests.chaos.scene import FAULTS_FOLDER, Scene
 from tests.launch.hosts import Network
 
 STEPS = 500
@@ -30,6 +30,7 @@ timeouts: {{step_s: 10, straggler_ratio: 100}}
 """
 # Short timeouts for suspended and disconnected processes; faults may come faster than checkpoints.
 SHORT_TIMEOUTS = ("max_restarts=10", "grace_s=3", "heartbeat_timeout_s=10", "host_wait_s=30")
+HOOK = Path(__file__).with_name("hook")
 LOCAL = ("local", f"processes={PROCESSES}", *SHORT_TIMEOUTS)
 
 
@@ -42,8 +43,9 @@ def write_config(folder: Path, shards: Path) -> Path:
 
 def launched(cluster: Sequence[str], config: Path, run_dir: Path) -> list[str]:
     """Build the launch command; `cluster` is the kind, its file and its overrides."""
+    hook = [f"environment.PYTHONPATH={HOOK}", f"environment.KINEMAE_FAULTS={run_dir.parent / FAULTS_FOLDER}"]
     training = ["pretrain", str(config), f"run_dir={run_dir}"]
-    return [sys.executable, "-m", "kinemae", "launch", *cluster, "--", *training]
+    return [sys.executable, "-m", "kinemae", "launch", *cluster, *hook, "--", *training]
 
 
 def run_undisturbed(folder: Path, config: Path, repo: Path) -> Path:

@@ -167,14 +167,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from kinemae.launch.cluster import read_cluster
-from kinemae.launch.job import read_job
+from kinemae.launch.job import Job
 from kinemae.launch.local import LocalCluster, LocalLaunch
 from kinemae.launch.record import Record, lock_run
 from kinemae.launch.ssh import SshCluster, SshLaunch
 
 kind, run_dir, *words = sys.argv[1:]
 schema, launch_of = {"local": (LocalCluster, LocalLaunch), "ssh": (SshCluster, SshLaunch)}[kind]
-launch, job = launch_of(read_cluster(schema, None, words)), read_job(Path(run_dir))
+launch = launch_of(read_cluster(schema, None, words))
+job = Job.read(Path(run_dir, "launch", "job.json"))
 job = replace(job, policy=launch.config.policy())
 job.path.write_text(job.to_json())
 try:

@@ -14,7 +14,7 @@ import yaml
 from kinemae.data_tools.exit_codes import EXIT_CONFIG
 from kinemae.launch.__main__ import main
 from kinemae.launch.cluster import read_cluster
-from kinemae.launch.job import Job, prepare_job, read_job, write_job
+from kinemae.launch.job import Job, prepare_job, write_job
 from kinemae.launch.local import LocalCluster, LocalLaunch
 from kinemae.launch.ssh import SshCluster, SshLaunch
 from kinemae.launch.supervisor.start import Launch, plan_text, start
@@ -128,7 +128,7 @@ def test_the_code_and_the_config_are_frozen_once_for_each_content(tmp_path: Path
     for name in ("pretrain/__main__.py", "launch/supervisor/task.py", "configs/pretrain/demo.yaml"):
         assert (Path(job.code) / "kinemae" / name).read_bytes() == (repo / name).read_bytes()
     assert not list(Path(job.code).rglob("__pycache__"))
-    assert read_job(tmp_path / "run").argv == job.argv
+    assert Job.read(job.path).argv == job.argv
 
 
 def test_a_run_dir_that_pythonpath_would_split_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kinemae.launch.record import is_locked, read_record
+from kinemae.launch.record import AGENT_LOCK, LAUNCHER_LOCK, is_locked, read_record
 from tests.launch.fake_program import (
     are_waiting,
     launcher_of,
@@ -204,6 +204,8 @@ def test_a_second_launcher_is_refused(tmp_path: Path) -> None:
     job = make_job(tmp_path, "handle_stops", "wait=600")
     launcher = launcher_of(job, "local")
     wait_for("process", are_waiting(job, 1))
+    # The agent holds the launcher's lock too: it was the launcher before exec.
+    assert is_locked(Path(job.run_dir), LAUNCHER_LOCK) and is_locked(Path(job.run_dir), AGENT_LOCK)
     code, output = run_launcher(job, "local")
     assert code == 1 and f"process {launcher.pid} on" in output and "launch cancel" in output
     launcher.terminate()

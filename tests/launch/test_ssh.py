@@ -9,7 +9,7 @@ import pytest
 
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.record import is_locked, read_record, request_stop
-from kinemae.launch.ssh import SshCluster, read_hostfile
+from kinemae.launch.ssh import SshCluster, _address_of, read_hostfile
 from kinemae.launch.supervisor.hosts import HostStatus, resolution_error
 from tests.launch.fake_program import (
     are_waiting,
@@ -85,6 +85,13 @@ def test_hosts_by_ssh_aliases_run_with_an_address_and_an_interface(tmp_path: Pat
     code, output = run_launcher(job, "ssh", *with_aliases(network, tmp_path, *more))
     assert code == 0, output
     assert [process["MASTER_ADDR"] for process in reports(job)] == [network.hosts[0].name] * 2
+
+
+def test_a_host_that_replaces_the_first_has_an_address_also_if_only_ssh_knows_its_name() -> None:
+    status = HostStatus(own_address="10.0.0.7")
+    assert _address_of("me@an-alias.invalid", status) == "10.0.0.7"
+    assert _address_of("me@localhost", status) == "localhost"
+    assert _address_of("an-alias.invalid", HostStatus()) == "an-alias.invalid"
 
 
 def test_name_resolution_matters_between_different_machines() -> None:

@@ -5,13 +5,14 @@ import fcntl
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from kinemae.launch.__main__ import main
 from kinemae.launch.job import Job
-from kinemae.launch.record import Record, is_locked, lock_run, request_stop
+from kinemae.launch.record import Record, is_locked, lock_run, request_stop, take_stop_request
 from tests.launch.fake_program import are_waiting, launcher_of, make_job, run_launcher, wait_for
 
 
@@ -114,7 +115,44 @@ def test_a_file_system_without_locks_refuses_nothing(
         with lock_run(tmp_path):
             assert not is_locked(tmp_path)
     Record(tmp_path).begin(kind="local")
-    assert "its agents were killed" in output_of(capsys, "status", str(tmp_path))
+    assert "perhaps running; its file system has no locks" in output_of(capsys, "status", str(tmp_path))
+    assert "requested a stop" in output_of(capsys, "cancel", str(tmp_path))
+    assert take_stop_request(tmp_path) == signal.SIGTERM
+    Record(tmp_path).end(0)
+    assert main(["cancel", str(tmp_path)]) == 2
+    assert "expected a running run; finished" in capsys.readouterr().err
+
+
+def test_a_request_that_is_written_while_another_is_read_is_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "launch").mkdir()
+    request_stop(tmp_path)
+    read_text = Path.read_text
+
+    def read_late(path: Path, **options: str) -> str:
+        request_stop(tmp_path, signal.SIGKILL)
+        return read_text(path, **options)
+
+    with monkeypatch.context() as late:
+        late.setattr(Path, "read_text", read_late)
+        assert take_stop_request(tmp_path) == signal.SIGTERM
+    assert take_stop_request(tmp_path) == signal.SIGKILL
+    assert take_stop_request(tmp_path) is None
+
+
+def test_writers_of_a_record_do_not_undo_one_another(tmp_path: Path) -> None:
+    Record(tmp_path).begin(kind="ssh")
+
+    def write(name: str) -> None:
+        record = Record(tmp_path)
+        for value in range(20):
+            record.update(**{name: value})
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, "abcd"))
+    values = Record(tmp_path).read()
+    assert [values[name] for name in "abcd"] == [19] * 4
 
 
 def test_a_record_on_a_full_disk_keeps_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
