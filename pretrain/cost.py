@@ -78,7 +78,7 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
         },
         "parameters": parameters,
         "flops": _flops(
-            build, _clips(config, split, first_clip, 1), parameters, _iteration_flops(model, config.optim)
+            build, _clips(config, split, first_clip, 1), parameters, _iteration_flops(build, config.optim)
         ),
         "plain": _traced(build, config, split, first_clip, recomputes=False),
         "recomputed": _traced(build, config, split, first_clip, recomputes=True),
@@ -94,9 +94,8 @@ def training_flops(config: PretrainConfig) -> int:
 def step_flops(config: PretrainConfig) -> int:
     """The training FLOPs of one step: of its clips, and of Muon's iterations."""
     build, split = _parts(config)
-    with torch.device("meta"):
-        iterations = _iteration_flops(build(), config.optim)
-    return config.batch.global_clips * _mean_flops(config, build, split) + iterations
+    of_clips = config.batch.global_clips * _mean_flops(config, build, split)
+    return of_clips + _iteration_flops(build, config.optim)
 
 
 def _mean_flops(config: PretrainConfig, build: Callable[[], MaskedAutoencoder], split: TokenSelection) -> int:
@@ -128,11 +127,13 @@ def _clip_flops(build: Callable[[], MaskedAutoencoder], clip: ClipBatch) -> Flop
         return count_flops(build(), clip)
 
 
-def _iteration_flops(model: MaskedAutoencoder, optim: OptimConfig) -> int:
+def _iteration_flops(build: Callable[[], MaskedAutoencoder], optim: OptimConfig) -> int:
     """FLOPs of Muon's iterations in an update."""
     if optim.optimizer != "muon":
         return 0
-    hidden = [(weight, stacked_matrices(name, weight)) for name, weight in model.named_parameters()]
+    with torch.device("meta"):
+        weights = list(build().named_parameters())
+    hidden = [(weight, stacked_matrices(name, weight)) for name, weight in weights]
     return sum(muon_flops(weight, count) for weight, count in hidden if count and weight.requires_grad)
 
 

@@ -27,6 +27,7 @@ from kinemae.pretrain.builders import Components, build_components, build_model,
 from kinemae.pretrain.callbacks import Schedule
 from kinemae.pretrain.checkpoint_encoder import describe_run_encoder
 from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.cost import step_flops
 from kinemae.pretrain.exported_model import (
     describe_decoder,
     log_resampling,
@@ -217,6 +218,7 @@ def run_pretraining(plan: Plan) -> None:
         steps=config.steps,
         processes=processes,
         callbacks=_callbacks(plan),
+        step_flops=step_flops(config) if processes.is_first else None,
     )
     trainer.run()
     if processes.is_first:

@@ -14,7 +14,8 @@ from kinemae.finetune.report.run_files import RunFiles
 _TRAINING_ONLY = ("lr", "grad_norm")
 _NO_CURVE = (
     *("step", "epoch", "samples", "videos", "skipped_clips", "skipped", "time_s", "seconds", "clips_per_s"),
-    *("data_wait_fraction", "memory_gb", "slowest_rank", "slowest_ratio", *_TRAINING_ONLY),
+    *("data_wait_fraction", "tflops_per_device", "mfu", "memory_gb", "slowest_rank", "slowest_ratio"),
+    *_TRAINING_ONLY,
 )
 # A validation metric that is drawn into the chart of the training's metric.
 _SAME_CHART = {"top1": "accuracy"}

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from kinemae.data_tools.config_files import find_config
+from kinemae.data_tools.devices import GPUS
 from kinemae.data_tools.overrides import require
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.k8s.cluster import KubernetesCluster
@@ -15,11 +16,10 @@ from kinemae.launch.ssh import SshCluster
 
 
 class Device(NamedTuple):
-    """One type of device, from its data sheet.
+    """One type of device.
 
     Attributes:
-        fp32_tflops, bf16_tflops: dense matmul peak; fp32 without TF32, PyTorch's default.
-        memory_gb: its memory.
+        fp32_tflops, bf16_tflops, memory_gb: see `Gpu`.
         per_node: devices in a node.
         mfu: assumed model FLOPs utilization.
         process_gb: memory of an empty process.
@@ -34,9 +34,10 @@ class Device(NamedTuple):
 
 
 DEVICES = {
-    "a100": Device(19.5, 312, 80, 8, 0.3, 1.5),
-    "h100": Device(67, 989, 80, 8, 0.3, 1.5),
-    "h200": Device(67, 989, 141, 8, 0.3, 1.5),
+    **{
+        name: Device(gpu.fp32_tflops, gpu.bf16_tflops, gpu.memory_gb, 8, 0.3, 1.5)
+        for name, gpu in GPUS.items()
+    },
     # One core of an AMD Zen 4 server, AVX-512; bfloat16 is no faster there.
     "cpu": Device(0.118, 0.118, 4, 1, 0.6, 0.87),
 }
@@ -61,7 +62,7 @@ class Machines:
 
     nodes: int | None = None
     devices_per_node: int | None = None
-    device: Literal["a100", "h100", "h200", "cpu"] = "h100"
+    device: Literal["a100", "h100", "h100_pcie", "h100_nvl", "h200", "h200_nvl", "l4", "l40s", "cpu"] = "h100"
     peak_tflops: float | None = None
     memory_gb: float | None = None
     mfu: float | None = None

@@ -29,6 +29,7 @@ from kinemae.pretrain.runtime.rank_flags import RankFlags
 from kinemae.pretrain.runtime.settings import LossGuardConfig, RunConfig
 from kinemae.pretrain.runtime.stragglers import Stragglers
 from kinemae.pretrain.runtime.train_step import Report, TrainStep
+from kinemae.pretrain.runtime.utilization import utilization
 from kinemae.pretrain.runtime.validation import ValidationProgress, Validator, is_owed, write_history
 from kinemae.pretrain.runtime.watchdog import Watchdog
 from kinemae.pretrain.runtime.weight_average import evaluation_weights
@@ -59,6 +60,8 @@ class Trainer:
         steps: optimizer steps of the whole run, unless the validator ends it earlier.
         callbacks: the same on every process.
         validator: validates at fixed steps; None for none.
+        step_flops: training FLOPs of a step over all processes, for the metrics of the first process; None
+            if they are not known.
     """
 
     module: nn.Module
@@ -70,6 +73,7 @@ class Trainer:
     processes: Processes
     callbacks: tuple[Callback, ...] = ()
     validator: Validator | None = None
+    step_flops: float | None = None
     _has_cores: bool = False
 
     def run(self) -> RunState:
@@ -414,7 +418,7 @@ class Reporter:
 
     def __init__(self, trainer: Trainer, state: RunState, *, incidents: IncidentLog, stragglers: Stragglers):
         self.state = state
-        self._clips_per_step = trainer.plan.global_clips
+        self._trainer = trainer
         self._incidents = incidents
         self._stragglers = stragglers
         self._guard = LossGuard(trainer.config.loss_guard, state.recent)
@@ -426,7 +430,7 @@ class Reporter:
     def add(self, report: Report) -> Incident | None:
         """Count and check the lines of a report. The lines of an incident are counted too."""
         lines = report.lines
-        lines[-1] |= self._stragglers.update(report.local_s)
+        lines[-1] |= self._stragglers.update(report.local_s) | self._utilization(report)
         done = lines[-1]["step"] + 1
         skipped = [line["step"] for line in lines if is_skipped(line)]
         if self.writer is not None:  # on the first process only, since all have the same information
@@ -437,12 +441,20 @@ class Reporter:
         self.state = replace(
             self.state,
             step=done,
-            clips=done * self._clips_per_step,
+            clips=done * self._trainer.plan.global_clips,
             skipped_clips=self.state.skipped_clips + sum(line["skipped_clips"] for line in lines),
             skipped_steps=self.state.skipped_steps + len(skipped),
             recent=list(self._guard.recent),
         )
         return incident
+
+    def _utilization(self, report: Report) -> dict[str, float]:
+        trainer = self._trainer
+        if self.writer is None or trainer.step_flops is None:
+            return {}
+        trained = sum(not line.get("omitted", False) for line in report.lines)
+        flops = trained * trainer.step_flops
+        return utilization(flops, report.elapsed_s, trainer.processes, trainer.config.engine)
 
     def add_validation(self, line: dict[str, Any]) -> None:
         """Add the result of a validation to the state, and write it on the first process."""

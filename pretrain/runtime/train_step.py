@@ -154,10 +154,12 @@ class Report(NamedTuple):
     Attributes:
         lines: one for each step.
         local_s: local time of each process in these steps, by rank; see `stragglers.py`.
+        elapsed_s: time since the last report; of this process.
     """
 
     lines: list[dict[str, Any]]
     local_s: list[float]
+    elapsed_s: float
 
 
 class MetricBuffer:
@@ -225,7 +227,7 @@ class MetricBuffer:
         lines[-1]["memory_gb"] = round(peak_memory_bytes(self._processes.device) / 1e9, 3)
         self._rows, self._host_rows, self._steps, self._norms = [], [], [], []
         self._waited_s, self._clips, self._since_s = 0.0, 0, time.monotonic()
-        return Report(lines, local_s)
+        return Report(lines, local_s, elapsed_s)
 
     def _sums(self) -> tuple[list[list[float]], list[float]]:
         """Rows summed over processes, and each process's local time, in one message."""

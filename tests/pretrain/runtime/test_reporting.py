@@ -47,6 +47,6 @@ def test_only_the_first_process_warns_of_a_skipped_step(
         stragglers=Stragglers(["here", "there"], ratio=1.5),
     )
     line = {"step": 0, "loss": 1.0, "grad_norm": float("nan"), "skipped_clips": 0}
-    reporter.add(Report(lines=[line], local_s=[1.0, 1.0]))
+    reporter.add(Report(lines=[line], local_s=[1.0, 1.0], elapsed_s=1.0))
     reporter.close()
     assert len([message for message in caplog.messages if "step 0 was skipped" in message]) == lines
