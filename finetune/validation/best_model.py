@@ -17,7 +17,7 @@ from typing import Any
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.finetune.validation.selection import Selection
-from kinemae.pretrain.runtime import checkpoint_files
+from kinemae.pretrain.runtime.checkpoint_storage import CheckpointStorage
 from kinemae.pretrain.runtime.file_retries import run_on_first
 from kinemae.pretrain.runtime.processes import Processes
 
@@ -26,13 +26,19 @@ LINE_FILE = "validation.json"
 
 
 class BestModel:
-    """The best model of a run folder. Every process must make the same calls."""
+    """The best model of a run folder. Every process must make the same calls.
 
-    def __init__(self, run_dir: Path, selection: Selection, processes: Processes):
+    Args:
+        checkpoints: of the run; they decide which earlier best models are kept.
+    """
+
+    def __init__(
+        self, run_dir: Path, checkpoints: CheckpointStorage, selection: Selection, processes: Processes
+    ):
         self.folder = run_dir / BEST_FOLDER
         self._previous = run_dir / f"{BEST_FOLDER}-previous"
         self._partial = run_dir / f"{BEST_FOLDER}.partial"
-        self._checkpoints = run_dir / "checkpoints"
+        self._checkpoints = checkpoints
         self._selection = selection
         self._processes = processes
 
@@ -102,14 +108,13 @@ class BestModel:
 
     def _remove_unneeded(self) -> None:
         """Remove models that no checkpoint needs, also none that is being written now."""
-        needed = []
-        for path in checkpoint_files.list_checkpoints(self._checkpoints).values():
-            try:
-                state = checkpoint_files.read_metadata(path).state
-            except (OSError, ValueError, CheckpointError):
-                return  # unreadable at present: all are kept
-            line = self._selection.best(state.get("validations", []))
-            needed.append(-1 if line is None else line["step"])
+        try:
+            saved = self._checkpoints.complete().values()
+            states = [self._checkpoints.read_metadata(checkpoint).state for checkpoint in saved]
+        except (OSError, ValueError, CheckpointError):
+            return  # unreadable at present: all are kept
+        lines = [self._selection.best(state.get("validations", [])) for state in states]
+        needed = [-1 if line is None else line["step"] for line in lines]
         for step, path in self._list_previous():
             if needed and step not in needed and step < needed[-1]:
                 shutil.rmtree(path)

@@ -20,6 +20,7 @@ from kinemae.finetune.tasks.base import NothingToScore, SamplePrediction
 from kinemae.finetune.validation.best_model import BestModel
 from kinemae.finetune.validation.selection import Selection, is_due, is_maximized
 from kinemae.pretrain.callbacks import eval_mode
+from kinemae.pretrain.runtime.checkpoint_storage import storage_of
 from kinemae.pretrain.runtime.metrics import strict_json
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.weight_average import evaluation_weights
@@ -50,7 +51,9 @@ class TaskValidator:
     def __post_init__(self) -> None:
         self.interval = self.config.validate.interval(self.steps_per_epoch, self.steps)
         self.selection = selection_of(self.config, self.finetuned)
-        self.best = BestModel(Path(self.config.run_dir), self.selection, self.processes)
+        run_dir = Path(self.config.run_dir)
+        checkpoints = storage_of(run_dir, self.config.save_to)
+        self.best = BestModel(run_dir, checkpoints, self.selection, self.processes)
         self.samples = validation_samples(self.config, self.data.index)
 
     def is_due(self, done: int) -> bool:

@@ -74,7 +74,7 @@ def open_pretrained_model(folder: Path) -> PretrainedModel:
     is_of_run = kind_of_run(run_dir) == PRETRAINING
     config = load_config(PretrainConfig, run_dir / "config.yaml", []) if is_of_run else None
     if kind == PRETRAINING:
-        folder = exported_in(folder) or _newest_checkpoint(folder)
+        folder = exported_in(folder) or _newest_checkpoint(folder, config)
     if is_checkpoint(folder):
         encoder, decoder, description = load_checkpoint_model(folder)
         assert config is not None, "a checkpoint lies in a run"
@@ -90,11 +90,13 @@ def open_pretrained_model(folder: Path) -> PretrainedModel:
     )
 
 
-def _newest_checkpoint(run_dir: Path) -> Path:
+def _newest_checkpoint(run_dir: Path, config: PretrainConfig | None) -> Path:
     checkpoints = list_checkpoints(run_dir / "checkpoints")
     if not checkpoints:
+        place = None if config is None else config.save_to
+        fix = "train it first" if place is None else f"copy one from {place} to checkpoints/step-NUMBER there"
         raise CheckpointError(
-            f"{run_dir}: expected a run with an encoder or a checkpoint, got one without; fix: train it first"
+            f"{run_dir}: expected a run with an encoder or a checkpoint, got one without; fix: {fix}"
         )
     return checkpoints[max(checkpoints)]
 

@@ -11,6 +11,7 @@ from kinemae.data_tools.command import CheckpointError
 from kinemae.finetune.validation.best_model import BestModel, step_of_best
 from kinemae.finetune.validation.selection import Selection
 from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
+from kinemae.pretrain.runtime.checkpoint_storage import storage_of
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.tensor_shards import TensorShard
 
@@ -40,7 +41,7 @@ class Weights:
 
 @pytest.fixture
 def best(tmp_path):
-    return BestModel(tmp_path, SELECTION, ALONE)
+    return BestModel(tmp_path, storage_of(tmp_path, None), SELECTION, ALONE)
 
 
 def save(best, line):
@@ -57,9 +58,9 @@ def stored(best):
     return (best.folder / "weights").read_text()
 
 
-def checkpoint(best, count, *, keep=2):
+def checkpoint(best, count, *, keep=2, save_to=None):
     """Save a checkpoint with the first lines of the history."""
-    saver = Checkpoints(best.folder.parent, ALONE, keep=keep, background=False)
+    saver = Checkpoints(best.folder.parent, ALONE, keep=keep, background=False, save_to=save_to)
     saver.save(Weights(), RunState(step=HISTORY[count - 1]["step"] + 1, validations=HISTORY[:count]))
     saver.commit()
 
@@ -80,6 +81,17 @@ def test_models_that_no_checkpoint_needs_are_removed(best):
     for count, line in enumerate(HISTORY, start=1):
         save(best, line)
         checkpoint(best, count, keep=1)
+    save(best, {"step": 39, "top1": 0.8})
+
+    assert previous(best) == ["step-00000029"]
+
+
+def test_models_that_no_checkpoint_in_s3_needs_are_removed(tmp_path, bucket):
+    save_to = f"{bucket}/run"
+    best = BestModel(tmp_path, storage_of(tmp_path, save_to), SELECTION, ALONE)
+    for count, line in enumerate(HISTORY, start=1):
+        save(best, line)
+        checkpoint(best, count, keep=1, save_to=save_to)
     save(best, {"step": 39, "top1": 0.8})
 
     assert previous(best) == ["step-00000029"]
