@@ -7,9 +7,20 @@ from collections.abc import Sequence
 
 from kinemae.data_tools.exit_codes import EXIT_CONFIG
 from kinemae.data_tools.overrides import ConfigError
-from kinemae.launch.commands import COMMANDS, add_command
 from kinemae.launch.job import JobRefused
 
+# The module whose `add_to` registers each command.
+COMMANDS = {
+    "local": "local",
+    "ssh": "ssh",
+    "slurm": "slurm.command",
+    "k8s": "k8s.command",
+    "doctor": "doctor.command",
+    "plan": "plan.command",
+    "status": "status",
+    "logs": "status",
+    "cancel": "status",
+}
 _ABOUT = "Start and supervise trainings on this machine, on hosts by ssh, on Slurm or on Kubernetes."
 _EPILOG = """examples:
   kinemae launch local processes=2 -- pretrain CONFIG run_dir=RUN
@@ -61,13 +72,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def parser(first: str | None = None) -> argparse.ArgumentParser:
-    """Build the parser.
-
-    Args:
-        first: the first word, whose command has its arguments, and the others their help only; None: all have
-            their arguments, which imports all modules.
-    """
+def parser(first: str = "") -> argparse.ArgumentParser:
+    """Build the parser of one command, or of all if `first` is none of them: each import takes time."""
     whole = argparse.ArgumentParser(
         prog="kinemae launch",
         description=_ABOUT,
@@ -75,11 +81,8 @@ def parser(first: str | None = None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parsers = whole.add_subparsers(required=True, metavar="COMMAND")
-    complete = [name for name in COMMANDS if first in (None, name)]
-    for module in dict.fromkeys(COMMANDS[name].module for name in complete):
-        importlib.import_module(module).add_to(parsers)
-    for name in () if complete else COMMANDS:
-        add_command(parsers, name)
+    for module in [COMMANDS[first]] if first in COMMANDS else dict.fromkeys(COMMANDS.values()):
+        importlib.import_module(f"kinemae.launch.{module}").add_to(parsers)
     return whole
 
 

@@ -1,9 +1,9 @@
-"""Cluster files: a YAML file, then `a.b=c` overrides, read by the same reader as all other configs."""
+"""Commands of `kinemae launch`, and cluster files: a YAML file, then `a.b=c` overrides, as all configs."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kinemae.data_tools.config_files import find_config
 from kinemae.data_tools.overrides import ConfigError, check_overrides
@@ -25,6 +25,19 @@ def read_cluster(schema: type[Cluster], file: str | Path | None, overrides: Sequ
 
     path = None if file is None else find_config(str(file), "cluster")
     return load_config(schema, path, overrides)
+
+
+def add_command(parsers: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    """Register a subcommand with its help and examples."""
+    parser = parsers.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"examples:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    assert isinstance(parser, argparse.ArgumentParser)
+    return parser
 
 
 def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,12 +19,11 @@ from typing import Any
 import yaml
 
 from kinemae.data_tools.config_files import find_config
-from kinemae.data_tools.files import atomic_write_text, commit_of_code
+from kinemae.data_tools.files import atomic_write_text, commit_of_code, to_json_lines
 from kinemae.data_tools.overrides import ConfigError, require
 from kinemae.launch.freezing import digest_of_code, digest_of_file, freeze_code
 
 LAUNCH_FOLDER, LOGS_FOLDER = "launch", "logs"
-_PREFIXES = (("python", "-m", "kinemae"), ("python", "-m"), ("kinemae",))
 
 
 class JobRefused(Exception):
@@ -83,7 +83,7 @@ class Job:
 
     def to_json(self) -> str:
         """The text of `job.json`."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        return to_json_lines(asdict(self))
 
 
 def prepare_job(
@@ -132,6 +132,29 @@ def prepare_job(
     )
 
 
+def plan_text(
+    job: Job, processes: int, files: Mapping[Path, str], commands: Mapping[str, Sequence[str]]
+) -> str:
+    """The output of `--dry-run`.
+
+    Args:
+        files: those that the launcher writes besides the job's own.
+        commands: by the host that runs each.
+    """
+    lines = [
+        f"checked: {job.argv[0]} accepts the job on {processes} processes",
+        "would write:",
+        f"  {job.code}/  the code{f' of commit {job.commit}' if job.commit else ''}",
+        f"  {job.frozen_config}  a copy of {job.config}",
+    ]
+    for path, text in {job.path: job.to_json(), **files}.items():
+        lines += [f"  {path}:", textwrap.indent(text.rstrip(), "    ")]
+    lines.append("would run:")
+    for host, command in commands.items():
+        lines += [f"  on {host}:", f"    {shlex.join(command)}"]
+    return "\n".join(lines) + "\n"
+
+
 def write_job(job: Job) -> None:
     """Freeze code and config in the run folder and write `job.json`.
 
@@ -143,7 +166,7 @@ def write_job(job: Job) -> None:
         (Path(job.run_dir) / LOGS_FOLDER).mkdir(exist_ok=True)
         freeze_code(Path(job.code))
         atomic_write_text(Path(job.frozen_config), Path(job.config).read_text(encoding="utf-8"))
-        atomic_write_text(job.path, job.to_json() + "\n")
+        atomic_write_text(job.path, job.to_json())
     except OSError as error:
         raise ConfigError(f"cannot write to {job.path.parent}: {error}; fix: set another run_dir") from error
 
@@ -191,10 +214,6 @@ def _config_index(job_argv: Sequence[str]) -> int:
     """The index of the config in the job's arguments."""
     given = " ".join(job_argv[:2]) or "nothing"
     expected = "expected `pretrain CONFIG [a.b=c]` or `finetune train CONFIG [a.b=c]` after --"
-    prefix = next((words for words in _PREFIXES if tuple(job_argv[: len(words)]) == words), ())
-    if prefix:
-        rest = shlex.join(job_argv[len(prefix) :])
-        raise ConfigError(f"{expected}, got {given!r}; fix: write -- {rest}")
     if not job_argv or job_argv[0] not in ("pretrain", "finetune"):
         raise ConfigError(f"{expected}, got {given!r}")
     index = 1 if job_argv[0] == "pretrain" else 2
@@ -211,15 +230,11 @@ def _config_index(job_argv: Sequence[str]) -> int:
 
 
 def _configured_run_dir(job_argv: Sequence[str], index: int) -> str:
+    """The run_dir of an unchecked job: the last override, or the value in the config file."""
     given = [word.partition("=")[2] for word in job_argv[index + 1 :] if word.startswith("run_dir=")]
-    if given:
-        return given[-1]
     path = find_config(job_argv[index], job_argv[0])
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the config file {path}: {error}") from error
-    run_dir = config.get("run_dir") if isinstance(config, dict) else None
-    if not isinstance(run_dir, str):
-        raise ConfigError(f"{path}: expected a run_dir, got {run_dir!r}; fix: add run_dir=...")
-    return run_dir
+        return str(given[-1] if given else config["run_dir"])
+    except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: expected a config with a run_dir, got {error!r}") from error

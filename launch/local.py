@@ -53,7 +53,8 @@ class LocalLaunch:
 
 def add_to(parsers: Any) -> None:
     """Register `local`."""
-    add_launcher(parsers, "local", run_local, "local processes=2 -- pretrain CONFIG run_dir=RUN seed=1")
+    text = "run a training as several processes on this machine, with restarts after crashes"
+    add_launcher(parsers, "local", text, run_local, "local processes=2 -- pretrain CONFIG run_dir=RUN seed=1")
 
 
 def run_local(arguments: argparse.Namespace) -> int:

@@ -49,7 +49,6 @@ class SshCluster(SupervisedConfig):
         ssh: further options of ssh, as [-p, "2222"]; they take precedence.
         master_addr: address of the rendezvous; None for the first host's name.
         master_port: port of the agents' store; None for a free port.
-        link_gbit: network speed between the hosts, for `launch doctor` to compare with; None if unknown.
         min_nodes: the fewest hosts; None: all for the first start, half of them for a restart.
     """
 
@@ -58,7 +57,6 @@ class SshCluster(SupervisedConfig):
     ssh: list[str] = field(default_factory=list)
     master_addr: str | None = None
     master_port: int | None = None
-    link_gbit: float | None = None
     min_nodes: int | None = None
 
     def __post_init__(self) -> None:
@@ -71,7 +69,6 @@ class SshCluster(SupervisedConfig):
             )
         port, slots = self.master_port, self.slots()
         require(port is None or 0 < port < 65536, "master_port", "be a port", port)
-        require(self.link_gbit is None or self.link_gbit > 0, "link_gbit", "be above 0", self.link_gbit)
         for host, count in slots.items():
             require(_HOST.fullmatch(host) is not None, "hosts", "contain host names or addresses", host)
             require(count > 0, f"hosts.{host}", "be at least 1", count)
@@ -287,7 +284,8 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
 
 def add_to(parsers: Any) -> None:
     """Register `ssh`."""
-    add_launcher(parsers, "ssh", run_ssh, "ssh CLUSTER.yaml -- pretrain CONFIG run_dir=RUN")
+    text = "run a training on several hosts by ssh, with restarts on the reachable hosts after crashes"
+    add_launcher(parsers, "ssh", text, run_ssh, "ssh CLUSTER.yaml -- pretrain CONFIG run_dir=RUN")
 
 
 def run_ssh(arguments: argparse.Namespace) -> int:

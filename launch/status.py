@@ -1,25 +1,24 @@
 """`launch status|logs|cancel RUN`, from any host that sees the run folder."""
 
 import argparse
-import json
 import shlex
 import sys
 import time
 from collections import deque
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
 from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED, describe_exit
+from kinemae.data_tools.files import read_jsonl, to_jsonl
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.data_tools.progress import duration
-from kinemae.launch.commands import add_command
+from kinemae.launch.cluster import add_command
 from kinemae.launch.job import LOGS_FOLDER
 from kinemae.launch.k8s import kubectl
 from kinemae.launch.record import is_locked, read_record, request_stop, saved_steps
-from kinemae.launch.slurm.queue import cancel_job, describe_job, job_end, job_states
+from kinemae.launch.slurm.queue import cancel_job, describe_job
 
 _POLL_S, _POLL_SCHEDULER_S = 0.5, 30.0
 _SUPERVISED = ("local", "ssh")  # kinds whose state is that of locks, not of a scheduler
@@ -27,20 +26,20 @@ _SUPERVISED = ("local", "ssh")  # kinds whose state is that of locks, not of a s
 
 def add_to(parsers: Any) -> None:
     """Register `status`, `logs` and `cancel`."""
-    status = _add(parsers, "status", "status runs/mine")
+    status = _add(parsers, "status", "show whether a run is alive, where, and its progress", "status RUN")
     status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(run=run_status)
-    logs = _add(parsers, "logs", "logs runs/mine --rank 3 --follow")
+    logs = _add(parsers, "logs", "print the log of a process of a run", "logs RUN --rank 3 --follow")
     logs.add_argument("--rank", type=int, default=0, metavar="N", help="rank of the process; default 0")
     logs.add_argument("--lines", type=int, default=50, metavar="N", help="number of last lines; default 50")
     logs.add_argument("--follow", action="store_true", help="print new lines until the run has ended")
     logs.set_defaults(run=run_logs)
-    cancel = _add(parsers, "cancel", "cancel runs/mine")
+    cancel = _add(parsers, "cancel", "stop a run with a checkpoint; it can be resumed", "cancel RUN")
     cancel.set_defaults(run=run_cancel)
 
 
-def _add(parsers: Any, name: str, example: str) -> argparse.ArgumentParser:
-    parser = add_command(parsers, name, f"example:\n  kinemae launch {example}")
+def _add(parsers: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    parser = add_command(parsers, name, text, f"  kinemae launch {example}")
     what = "the run folder, or k8s:NAMESPACE/KIND/NAME where it is not visible"
     parser.add_argument("run_dir", type=Path, metavar="RUN", help=what)
     return parser
@@ -48,11 +47,8 @@ def _add(parsers: Any, name: str, example: str) -> argparse.ArgumentParser:
 
 def run_status(arguments: argparse.Namespace) -> int:
     """Run `launch status`."""
-    status = status_of(arguments.run_dir)
-    text = (
-        json.dumps(status, ensure_ascii=False) + "\n" if arguments.json else _table(arguments.run_dir, status)
-    )
-    sys.stdout.write(text)
+    run_dir, status = arguments.run_dir, status_of(arguments.run_dir)
+    sys.stdout.write(to_jsonl([status]) if arguments.json else _table(run_dir, status))
     return 0
 
 
@@ -82,69 +78,37 @@ def status_of(run_dir: Path) -> dict[str, Any]:
 
 
 def _state(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
-    if record["kind"] == "slurm" and record["job_id"]:
-        states = job_states(record["job_id"])
-        if states:
-            return {"state": states[0].lower(), "message": describe_job(record["job_id"])}
-        code, message = job_end(record["job_id"], record)
-        return {"state": "ended", "code": code, "message": message}
+    job_id = record["job_id"]
     if record["kind"] == "k8s":
-        return kubectl.job_state(record["job_id"])
-    if is_locked(run_dir):
+        return kubectl.job_state(job_id)
+    is_slurm = record["kind"] == "slurm" and bool(job_id)
+    if is_slurm and (shown := describe_job(job_id)):
+        return {"state": shown.partition(",")[0], "message": f"job {job_id}: {shown}"}
+    is_alive = False if is_slurm else is_locked(run_dir)
+    if is_alive:
         return {"state": "running", "message": f"running since {record['started']}"}
     if record.get("state") == "ended":
         code = record["code"]
         return {"state": "ended", "message": f"{describe_exit(code)} (exit code {code})"}
-    if is_locked(run_dir) is None:
+    if is_alive is None:
         unknown = "its file system has no locks: see the age of its last step"
         return {"state": "running", "message": f"started {record['started']}, perhaps running; {unknown}"}
-    return {
-        "state": "lost",
-        "message": "its agents were killed; start the run again to resume from its newest checkpoint",
-    }
+    killer = f"Slurm ended job {job_id} (sacct -j {job_id})" if is_slurm else "its agents were killed"
+    return {"state": "lost", "message": f"{killer}; start the run again to resume from its newest checkpoint"}
 
 
 def _progress(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
-    progress: dict[str, Any] = {
-        "step": None,
-        "steps": record.get("steps"),
-        "loss": None,
-        "metrics_age_s": None,
-    }
-    config, path = _config(run_dir), run_dir / "metrics.jsonl"
-    if progress["steps"] is None:
-        progress["steps"] = config.get("steps")
-    last = _last_metrics(path) if path.exists() else None
-    if path.exists():
-        progress |= {"step": last.get("step", -1) + 1, "loss": last.get("loss")} if last else {}
-        progress["metrics_age_s"] = round(max(0.0, time.time() - path.stat().st_mtime), 1)
-    return {**progress, "remaining_s": _remaining_s(progress, last or {}, config)}
-
-
-def _remaining_s(progress: dict[str, Any], last: dict[str, Any], config: dict[str, Any]) -> float | None:
-    """Seconds to the last step at the speed of the last report, if it is known."""
-    batch = config.get("batch")
-    clips = batch.get("global_clips") if isinstance(batch, dict) else None
-    if not (clips and last.get("clips_per_s") and progress["step"] and progress["steps"]):
-        return None
-    return round(float(progress["steps"] - progress["step"]) * clips / last["clips_per_s"], 1)
-
-
-def _config(run_dir: Path) -> dict[str, Any]:
-    """The resolved config of the run; empty before its first start."""
-    path = run_dir / "config.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return config if isinstance(config, dict) else {}
-
-
-def _last_metrics(path: Path) -> dict[str, Any] | None:
-    """The last complete line of a metrics file."""
-    with _open_text(path) as file:
-        for line in reversed(deque(file, 2)):
-            with suppress(ValueError):
-                value = json.loads(line)
-                return value if isinstance(value, dict) else None
-    return None
+    """The last metrics, and the time to the last step at their speed, if it is known."""
+    config, path = run_dir / "config.yaml", run_dir / "metrics.jsonl"
+    resolved = yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else {}
+    last = next(iter(deque(read_jsonl(path), 1)), {})
+    step, steps = last["step"] + 1 if last else None, record.get("steps") or resolved.get("steps")
+    age_s = round(max(0.0, time.time() - path.stat().st_mtime), 1) if last else None
+    remaining_s = None
+    if last.get("clips_per_s") and steps:
+        remaining_s = round((steps - step) * resolved["batch"]["global_clips"] / last["clips_per_s"], 1)
+    progress = {"step": step, "steps": steps, "loss": last.get("loss")}
+    return {**progress, "metrics_age_s": age_s, "remaining_s": remaining_s}
 
 
 def _table(run_dir: Path, status: dict[str, Any]) -> str:
@@ -189,7 +153,7 @@ def run_logs(arguments: argparse.Namespace) -> int:
 
 def _print_log(path: Path, arguments: argparse.Namespace) -> None:
     """Print the last lines; with `--follow`, then new output until the run has ended."""
-    with _open_text(path) as file:
+    with path.open(encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         sys.stdout.writelines(deque(file, arguments.lines))
         next_look, is_over = 0.0, not arguments.follow
         while not is_over:
@@ -203,23 +167,19 @@ def _print_log(path: Path, arguments: argparse.Namespace) -> None:
             time.sleep(0 if is_over else _POLL_S)
 
 
-def _open_text(path: Path) -> TextIO:
-    return path.open(encoding="utf-8", errors="backslashreplace", newline="\n")
-
-
 def run_cancel(arguments: argparse.Namespace) -> int:
     """Run `launch cancel`."""
     run_dir = arguments.run_dir
     record = read_record(run_dir)
     if record["kind"] == "slurm":
-        sys.stdout.write(cancel_job(record["job_id"], run_dir) + "\n")
-        return 0
-    if record["kind"] == "k8s":
-        sys.stdout.write(kubectl.cancel_job(record["job_id"]) + "\n")
-        return 0
-    if is_locked(run_dir) is False or record.get("state") == "ended":
+        done = cancel_job(record["job_id"], run_dir)
+    elif record["kind"] == "k8s":
+        done = kubectl.cancel_job(record["job_id"])
+    elif is_locked(run_dir) is False or record.get("state") == "ended":
         raise ConfigError(f"{run_dir}: expected a running run; {_state(run_dir, record)['message']}")
-    request_stop(run_dir)
-    again = shlex.join(["kinemae", "launch", "status", str(run_dir)])
-    sys.stdout.write(f"requested a stop with a checkpoint; `{again}` shows when the run has ended\n")
+    else:
+        request_stop(run_dir)
+        again = shlex.join(["kinemae", "launch", "status", str(run_dir)])
+        done = f"requested a stop with a checkpoint; `{again}` shows when the run has ended"
+    sys.stdout.write(f"{done}\n")
     return 0

@@ -11,18 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.doctor import probe
 from kinemae.launch.local import HOST, LocalCluster
-from kinemae.launch.slurm.cluster import SlurmCluster, seconds_of
+from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.ssh import SshCluster, SshTransport
 
+SOURCE = Path(probe.__file__).read_text(encoding="utf-8")
 GROUP_S = 40
 _RUN_S = GROUP_S + 60  # of a probe
-_QUEUE_S, _MOST_S = 120, 300  # of a Slurm job
+_QUEUE_S, _MOST_MINUTES = 120, 5  # of a Slurm job
 _PORTS = range(20_000, 32_000)  # below Linux' ephemeral ports
 _TAIL_LINES = 5
 
@@ -38,7 +40,6 @@ class Target:
         environment: variables from the cluster file.
         master: address of the rendezvous on the first node; None on Slurm, where the nodes query it.
         port: port of the rendezvous.
-        link_gbit: expected network speed; None for the drivers' values.
         limit_s: time limit of a probe, including a scheduler's queue.
     """
 
@@ -48,7 +49,6 @@ class Target:
     environment: Mapping[str, str]
     master: str | None
     port: int
-    link_gbit: float | None = None
     limit_s: float = _RUN_S
 
 
@@ -75,39 +75,27 @@ def _ssh(file: str | None, overrides: list[str]) -> Target:
         environment=cluster.environment,
         master=cluster.master_addr or next(iter(slots)).rpartition("@")[2],
         port=cluster.master_port or random.choice(_PORTS),
-        link_gbit=cluster.link_gbit,
     )
 
 
 def _slurm(file: str | None, overrides: list[str]) -> Target:
     """One step with a task on each node, in the current allocation or in a new one."""
     cluster = read_cluster(SlurmCluster, file, overrides)
-    limit = min(_MOST_S, seconds_of(cluster.time) or _MOST_S)
-    given = {
-        "job-name": "kinemae-doctor",
-        "immediate": str(_QUEUE_S),
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "time": f"{limit // 60}:{limit % 60:02d}",
-        "nodes": str(cluster.nodes),
-        "ntasks": str(cluster.nodes),
-        "ntasks-per-node": "1",
-        "cpus-per-task": str(cluster.processes_per_node * cluster.cpus_per_process),
-        "gres": cluster.gres(),
-        "mem": cluster.memory,
-    }
-    options = [f"--{name}={value}" for name, value in given.items() if value]
-    options += cluster.pyxis_options() + cluster.extra
-    words = [*cluster.container_command(), cluster.python or sys.executable, "-"]
+    options = cluster.options(
+        job_name="kinemae-doctor",
+        immediate=str(_QUEUE_S),
+        time=str(_MOST_MINUTES),
+        nodes=str(cluster.nodes),
+        ntasks=str(cluster.nodes),
+    )
+    words = [*cluster.container, cluster.python or sys.executable, "-"]
     return Target(
         names=[],
         processes=[cluster.processes_per_node] * cluster.nodes,
-        commands=[(["srun", *options, *words], range(cluster.nodes))],
+        commands=[(["srun", *options, *cluster.extra, *cluster.srun, *words], range(cluster.nodes))],
         environment=cluster.environment,
         master=None,
         port=random.choice(_PORTS),
-        link_gbit=cluster.link_gbit,
         limit_s=_QUEUE_S + _RUN_S,
     )
 
@@ -142,9 +130,9 @@ def ask(target: Target, request: Mapping[str, Any]) -> dict[str, dict[str, Any]]
         The report of each node by its name: the parts that it has printed, `stage` if it has started, and
         `lost` with the reason if it is not complete.
     """
-    whole = {**request, "environment": dict(target.environment), "limit_s": GROUP_S}
+    whole = {**request, "source": SOURCE, "environment": dict(target.environment), "limit_s": GROUP_S}
     whole |= {"master": target.master, "port": target.port, "processes": target.processes}
-    source = f"SOURCE = {probe.SOURCE!r}\nexec(compile(SOURCE, 'probe.py', 'exec'))\nmain({whole!r})\n"
+    program = f"{SOURCE}\nmain({whole!r})\n"
     started = [
         subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -154,7 +142,7 @@ def ask(target: Target, request: Mapping[str, Any]) -> dict[str, dict[str, Any]]
     ]  # fmt: skip
     with ThreadPoolExecutor(len(started)) as pool:
         try:
-            outputs = list(pool.map(lambda process: _output_of(process, source, target.limit_s), started))
+            outputs = list(pool.map(lambda process: _output_of(process, program, target.limit_s), started))
         finally:
             for process in started:
                 _end(process)
@@ -168,10 +156,10 @@ def ask(target: Target, request: Mapping[str, Any]) -> dict[str, dict[str, Any]]
     return reports
 
 
-def _output_of(process: subprocess.Popen[str], source: str, limit_s: float) -> tuple[str, str]:
+def _output_of(process: subprocess.Popen[str], program: str, limit_s: float) -> tuple[str, str]:
     """The output of a command, and why it has ended: its last lines besides reports, or the time limit."""
     try:
-        output, errors = process.communicate(source, timeout=limit_s)
+        output, errors = process.communicate(program, timeout=limit_s)
     except subprocess.TimeoutExpired:
         _end(process)
         return process.communicate()[0], f"no reply within {limit_s:g} s"

@@ -7,16 +7,13 @@ the standard library only; torch is imported by the ranks of the process group, 
 from __future__ import annotations  # an old Python reports its version instead of a syntax error
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -34,20 +31,17 @@ GPU_FIELDS = (
 JOINING = "joining the group"
 STAGES = ("starting", "importing torch", "selecting a GPU", JOINING, "summing", "done")  # of a rank
 _SMI_S, _CONNECT_S, _SEEN_S = 15, 5, 4.0
-_GET_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
 _REDUCED_MB = {"gloo": 8, "nccl": 256}  # of the timed all-reduce
 _TAIL = 800
-_LOCKS: list[Any] = []  # held until the process ends
-SOURCE = globals().get("SOURCE") or Path(__file__).read_text(encoding="utf-8")
 
 
 def main(request: dict[str, Any]) -> None:
     """Print a report in parts, each announced by its stage: the last stage names a part that hangs.
 
     Args:
-        request: `environment` (variables from the cluster file), `packages`, `paths` (folders that must
-            exist), `run_dir` (a new folder in the run folder, or None), `shards`, `token`, `processes` (of
-            each node), `master` (null on Slurm), `port`, `limit_s` (of the process group).
+        request: `source` (of this file), `environment` (variables from the cluster file), `packages`,
+            `run_dir` (a new folder in the run folder, or None), `shards`, `token`, `processes` (of each
+            node), `master` (null on Slurm), `port`, `limit_s` (of the process group).
     """
     node = int(sys.argv[1] if len(sys.argv) > 1 else os.environ["SLURM_PROCID"])
     os.environ.update(request["environment"])
@@ -66,8 +60,7 @@ def _send(node: int, values: dict[str, Any]) -> None:
 
 
 def host(node: int, request: dict[str, Any]) -> dict[str, Any]:
-    """Versions, limit of open files, missing folders, and the address that Gloo announces to other nodes."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # a rank raises the soft limit
+    """Versions, and the address that Gloo announces to other nodes."""
     return {
         "name": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "hostname": socket.gethostname(),
@@ -76,8 +69,6 @@ def host(node: int, request: dict[str, Any]) -> dict[str, Any]:
             **{name: _version(name) for name in request["packages"]},
         },
         "executable": sys.executable,
-        "open_files": None if hard == resource.RLIM_INFINITY else hard,
-        "missing": [path for path in request["paths"] if not Path(path).is_dir()],
         "has_interface": "GLOO_SOCKET_IFNAME" in os.environ,
         "own_address": _own_address(),
     }
@@ -110,13 +101,11 @@ def gpus(node: int, request: dict[str, Any]) -> dict[str, str]:
     return {"failed": (ran.stdout + ran.stderr)[-_TAIL:].strip()} if ran.returncode else {"lines": ran.stdout}
 
 
-def folder(node: int, request: dict[str, Any]) -> dict[str, Any] | None:
-    """Write a file as checkpoints are written (partial name, fsync, rename), and try to lock another one.
-
-    All nodes try before the process group and hold the lock until it has ended.
+def folder(node: int, request: dict[str, Any]) -> dict[str, int] | None:
+    """Write a file as checkpoints are written: partial name, fsync, rename.
 
     Returns:
-        `free_bytes` and `lock` (locked, busy, or the reason); None without a run folder.
+        `free_bytes`; None without a run folder.
     """
     if request["run_dir"] is None:
         return None
@@ -127,13 +116,7 @@ def folder(node: int, request: dict[str, Any]) -> dict[str, Any] | None:
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)
-    lock = "locked"
-    _LOCKS.append(path.with_name("lock").open("a"))
-    try:
-        fcntl.flock(_LOCKS[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock = "busy" if isinstance(error, BlockingIOError) else str(error)
-    return {"free_bytes": shutil.disk_usage(path.parent).free, "lock": lock}
+    return {"free_bytes": shutil.disk_usage(path.parent).free}
 
 
 def seen(node: int, request: dict[str, Any]) -> list[str] | None:
@@ -175,21 +158,16 @@ def group(node: int, request: dict[str, Any]) -> dict[str, Any]:
     """Start this node's ranks of a process group of all nodes, and wait for them.
 
     Returns:
-        `master` and `port`; `port_failed` if the first node cannot listen there; `link`, see `_connect`; and
-        for each rank its results, see `rank_main`, and `failed` unless its stage is `done`.
+        `master` and `port`; `link`, see `_connect`, None on the first node; and `ranks`, the results of each
+        rank, see `rank_main`, with `failed` unless its stage is `done`.
     """
     processes, port = request["processes"], request["port"]
     master = request["master"] or os.environ.get("MASTER_ADDR") or _slurm_master()
-    report = {"master": master, "port": port, "port_failed": None, "link": None, "ranks": []}
-    if node == 0:
-        try:
-            socket.create_server(("", port)).close()
-        except OSError as error:
-            return dict(report, port_failed=os.strerror(error.errno or 0))
     end = time.monotonic() + request["limit_s"]
     first, world = sum(processes[:node]), sum(processes)
     ranks = [
         _start_rank(
+            request["source"],
             RANK=first + local,
             WORLD_SIZE=world,
             LOCAL_RANK=local,
@@ -202,7 +180,7 @@ def group(node: int, request: dict[str, Any]) -> dict[str, Any]:
         for local in range(processes[node])
     ]
     link = _connect(master, port, end, ranks) if node > 0 else None
-    return dict(report, link=link, ranks=[_wait_for(rank, end) for rank in ranks])
+    return {"master": master, "port": port, "link": link, "ranks": [_wait_for(rank, end) for rank in ranks]}
 
 
 def _slurm_master() -> str:
@@ -216,47 +194,32 @@ def _slurm_master() -> str:
     return nodes.partition(",")[0].partition("-")[0].replace("[", "").replace("]", "")
 
 
-def _start_rank(**variables: Any) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    rank = subprocess.Popen(
-        [sys.executable, "-"],
+def _start_rank(source: str, **variables: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{source}\nrank_main()\n"],
         env={**os.environ, **{name: str(value) for name, value in variables.items()}},
-        stdin=pipe,
-        stdout=pipe,
-        stderr=pipe,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    assert rank.stdin is not None
-    with rank.stdin as stdin, contextlib.suppress(OSError):  # a rank that has ended
-        stdin.write(f"SOURCE = {SOURCE!r}\nexec(compile(SOURCE, 'probe.py', 'exec'))\nrank_main()\n")
-    rank.stdin = None  # `communicate` would flush it
-    return rank
 
 
 def _connect(master: str, port: int, end: float, ranks: list[Any]) -> dict[str, Any]:
     """Connect to the first rank, which listens after it has imported torch, or until all ranks have ended.
 
     Returns:
-        `failed`, the last reason or None, and the `interface` that leads there, if known.
+        `failed`, the last reason or None, and the own `address` of the connection.
     """
     failed = "no reply"
     while time.monotonic() < end and any(rank.poll() is None for rank in ranks):
         try:
             with socket.create_connection((master, port), timeout=_CONNECT_S) as connection:
-                address = connection.getsockname()[0].replace("::ffff:", "")
-            names = [name for _, name in socket.if_nameindex() if _ipv4(name) == address]
-            return {"failed": None, "interface": names[0] if names else None}
+                return {"failed": None, "address": connection.getsockname()[0].replace("::ffff:", "")}
         except OSError as error:  # a time-out has no message
             failed = error.strerror or "no reply"
         time.sleep(0.1)
     return {"failed": failed}
-
-
-def _ipv4(interface: str) -> str | None:
-    request = struct.pack("256s", interface.encode()[:15])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle, contextlib.suppress(OSError):
-        return socket.inet_ntoa(fcntl.ioctl(handle, _GET_ADDRESS, request)[20:24])
-    return None
 
 
 def _wait_for(rank: subprocess.Popen[str], end: float) -> dict[str, Any]:

@@ -10,11 +10,6 @@ from kinemae.data_tools.overrides import require
 # Pods are named NAME-node-0-0-xxxxx; a host name has at most 63 characters.
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-_QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]i?)?")
-
-
-def _default_resources() -> dict[str, str]:
-    return {"cpu": "8", "memory": "64Gi"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +43,7 @@ class KubernetesCluster:
     python: str = "python3"
     nodes: int = 1
     processes_per_node: int = 1
-    resources: dict[str, str] = field(default_factory=_default_resources)
+    resources: dict[str, str] = field(default_factory=lambda: {"cpu": "8", "memory": "64Gi"})
     shm: str = "16Gi"
     volumes: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
@@ -69,10 +64,6 @@ class KubernetesCluster:
         for key in ("nodes", "processes_per_node"):
             require(getattr(self, key) >= 1, key, "be at least 1", getattr(self, key))
         require(self.max_restarts >= 0, "max_restarts", "be at least 0", self.max_restarts)
-        quantities = {"shm": self.shm, **{f"resources.{name}": text for name, text in self.resources.items()}}
-        for key, text in quantities.items():
-            is_quantity = _QUANTITY.fullmatch(text) is not None
-            require(is_quantity, key, "be a Kubernetes quantity such as 8 or 64Gi", text)
         require(1024 <= self.port <= 65535, "port", "lie between 1024 and 65535", self.port)
         require(self.stop_s >= 1, "stop_s", "be at least 1", self.stop_s)
         for folder in self.volumes:

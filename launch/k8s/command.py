@@ -18,8 +18,9 @@ from kinemae.launch.supervisor.start import add_launcher
 
 def add_to(parsers: Any) -> None:
     """Register `k8s`."""
+    text = "create a job on a Kubernetes cluster as a TrainJob or JobSet; paths are those inside the pods"
     example = "k8s CLUSTER.yaml --dry-run -- pretrain CONFIG run_dir=/runs/a > job.yaml"
-    add_launcher(parsers, "k8s", run, example)
+    add_launcher(parsers, "k8s", text, run, example)
 
 
 def run(arguments: argparse.Namespace) -> int:

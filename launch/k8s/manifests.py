@@ -156,51 +156,39 @@ def job_id(cluster: KubernetesCluster) -> str:
 
 
 def patched(template: Manifest, patch: Manifest) -> Manifest:
-    """Merge the key `patch` of a cluster file into the pod template.
+    """Merge the key `patch` of a cluster file into the pod template. Kubernetes refuses unknown fields.
 
     Mappings merge, null removes a key, lists of objects with a `name` merge by this name (containers,
     volumes, volumeMounts, env), and every other value replaces.
 
     Raises:
-        ValueError: a key that a pod template does not have, a list in place of a mapping, or the like.
+        ValueError: another key than `metadata` and `spec`, or a container without an image.
     """
-    is_template = set(patch) <= {"metadata", "spec"}
-    require(is_template, "patch", "contain metadata and spec of the pods, as {spec: {...}}", sorted(patch))
-    merged = _merged(template, patch, "patch")
-    for container in merged["spec"]["containers"]:
-        expected = "name the container `node`, or a further one with its image"
-        require("image" in container, "patch.spec.containers", expected, container["name"])
+    is_template = set(patch) <= {"metadata", "spec"} and all(isinstance(one, dict) for one in patch.values())
+    require(is_template, "patch", "contain metadata and spec of the pods, as {spec: {...}}", patch)
+    merged: Manifest = _merged(template, patch)
+    containers = merged["spec"].get("containers")
+    is_complete = _is_named(containers) and all("image" in container for container in containers)
+    expected = "be a list of the container `node` and further ones with their images"
+    require(is_complete, "patch.spec.containers", expected, containers)
     if merged["spec"].get("hostNetwork"):  # else the name of the first pod does not resolve
         merged["spec"].setdefault("dnsPolicy", "ClusterFirstWithHostNet")
     return merged
 
 
-def _merged(old: Any, new: Any, place: str) -> Any:
-    require(_kind(old) == _kind(new), place, f"be {_kind(old)}", new)
-    if isinstance(old, dict):
-        merged = dict(old)
-        for key, value in new.items():
-            if value is None:
-                require(key in old, f"{place}.{key}", f"be one of {', '.join(old)} to be removed", value)
-                del merged[key]
-            else:
-                merged[key] = _merged(old[key], value, f"{place}.{key}") if key in old else value
-        return merged
-    if not isinstance(old, list) or not all(isinstance(entry, dict) and "name" in entry for entry in old):
-        return new
-    entries = {entry["name"]: entry for entry in old}
-    for number, entry in enumerate(new):
-        is_named = isinstance(entry, dict) and "name" in entry
-        require(is_named, f"{place}[{number}]", "be a mapping with a `name`", entry)
-        known = entries.get(entry["name"], {})
-        entries[entry["name"]] = _merged(known, entry, f"{place}.{entry['name']}")
-    return list(entries.values())
+def _merged(old: Any, new: Any) -> Any:
+    if isinstance(old, dict) and isinstance(new, dict):
+        merged = {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
+        return {key: value for key, value in merged.items() if value is not None}
+    if _is_named(old) and _is_named(new):
+        entries = {entry["name"]: entry for entry in old}
+        entries |= {entry["name"]: _merged(entries.get(entry["name"]), entry) for entry in new}
+        return list(entries.values())
+    return new
 
 
-def _kind(value: Any) -> str:
-    return (
-        "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else "a single value"
-    )
+def _is_named(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) and "name" in entry for entry in value)
 
 
 def _job(version: str, kind: str, cluster: KubernetesCluster, spec: Manifest) -> Manifest:

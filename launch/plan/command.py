@@ -6,15 +6,12 @@ import json
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-from kinemae.data_tools.overrides import ConfigError
-from kinemae.launch.cluster import read_cluster
-from kinemae.launch.commands import add_command
+from kinemae.data_tools.overrides import ConfigError, check_overrides
+from kinemae.launch.cluster import add_command, read_cluster
 from kinemae.launch.job import JobRefused
-from kinemae.launch.plan.machines import Machines, Resolved, assumptions, read_nodes
-from kinemae.launch.plan.measured import calibrate, flops_of_step, read_run
+from kinemae.launch.plan.machines import Machines, Resolved
 from kinemae.launch.plan.memory import cut_batch, memory_table
 from kinemae.launch.plan.text import as_text, memory_warnings
 
@@ -25,18 +22,14 @@ _DECODE_MS, _CROP_MS = 5.1, 0.9
 
 def add_to(parsers: Any) -> None:
     """Register the command."""
-    parser = add_command(
-        parsers,
-        "plan",
-        "example:\n  kinemae launch plan videomae_base nodes=2 device=h200\n\n"
-        f"keys of machines: {', '.join(_KEYS)}; all other keys belong to the config",
-    )
+    text = "estimate the memory of a run, and predict its time; nothing is started"
+    example = "  kinemae launch plan videomae_base nodes=2 device=h200\n\n"
+    example += f"keys of machines: {', '.join(_KEYS)}; all other keys belong to the config"
+    parser = add_command(parsers, "plan", text, example)
     parser.add_argument("config", help="a config file, or a name that `kinemae configs` lists")
     parser.add_argument(
         "words", nargs="*", default=[], metavar="a.b=c", help="overrides of machines and config"
     )
-    parser.add_argument("--cluster", metavar="CLUSTER", help="a cluster file of `launch`, or its name")
-    parser.add_argument("--measured", metavar="RUN", type=Path, help="a short run for calibration")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.set_defaults(run=run_plan)
 
@@ -50,16 +43,10 @@ def run_plan(arguments: argparse.Namespace) -> int:
     """
     own, overrides = split_words(arguments.words)
     machines = read_cluster(Machines, None, own)
-    nodes, world = read_nodes(arguments.cluster) if arguments.cluster else (1, None)
-    run = None if arguments.measured is None else read_run(arguments.measured)
     # Precision "auto" counts as on a GPU unless the device is the CPU.
     on_cpu = ["engine.device=cpu"] if machines.device == "cpu" else []
     cost = ask_cost([arguments.config, *on_cpu, *overrides])
-    resolved, measured = machines.resolved(cost["run"]["precision"], nodes=nodes, world=world), None
-    sources = assumptions(machines, resolved)
-    if run is not None:
-        resolved, measured = calibrate(run, ask_cost([str(run.path / "config.yaml"), *on_cpu]), resolved)
-    plan = {**make_plan(cost, resolved), "measured": measured, "assumptions": sources}
+    plan = make_plan(cost, machines.resolved(cost["run"]["precision"]))
     sys.stdout.write((json.dumps(plan) if arguments.json else as_text(plan)) + "\n")
     return 0
 
@@ -70,17 +57,16 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     Raises:
         ValueError: a word is no override, or nearly a key of machines.
     """
+    check_overrides(words)
+    own: list[str] = []
+    others: list[str] = []
     for word in words:
-        key, equals, _ = word.partition("=")
-        if not equals or word.startswith("-"):
-            raise ConfigError(f"expected an override of the form key=value, got {word!r}")
+        key = word.partition("=")[0]
         near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.8)
-        if key in ("devices", "gpus", "gpus_per_node", "num_gpus"):
-            near = ["devices_per_node"]
         if near and key not in _KEYS:
             raise ConfigError(f"config key {key}: unknown key; did you mean {near[0]}?")
-    is_own = {word: word.partition("=")[0] in _KEYS for word in words}
-    return [word for word in words if is_own[word]], [word for word in words if not is_own[word]]
+        (own if near else others).append(word)
+    return own, others
 
 
 def ask_cost(arguments: list[str]) -> dict[str, Any]:
@@ -106,7 +92,7 @@ def make_plan(cost: dict[str, Any], machines: Resolved) -> dict[str, Any]:
     Raises:
         ValueError: the devices cannot share the batch.
     """
-    run, parameters, flops = cost["run"], cost["parameters"], cost["flops"]
+    run, parameters = cost["run"], cost["parameters"]
     batch = cut_batch(run, machines.world)
     # Trained weights with both moments, and frozen weights, in float32.
     saved = 12 * parameters["trainable"] + 4 * (parameters["all"] - parameters["trainable"])
@@ -122,7 +108,7 @@ def make_plan(cost: dict[str, Any], machines: Resolved) -> dict[str, Any]:
         "batch": batch._asdict(),
         "tokens": cost["tokens"],
         "parameters": parameters,
-        "flops": flops,
+        "flops": cost["flops"],
         "held_bytes_of_a_clip": {name: cost[name]["held"]["per_clip"] for name in ("plain", "recomputed")},
         "memory": memory_table(cost, batch.micro, machines),
         "checkpoint": {"bytes": saved, "on_disk_bytes": saved * run["keep_checkpoints"]},
@@ -136,3 +122,10 @@ def make_plan(cost: dict[str, Any], machines: Resolved) -> dict[str, Any]:
         },
     }
     return {**plan, "warnings": memory_warnings(plan)}
+
+
+def flops_of_step(cost: dict[str, Any]) -> float:
+    """FLOPs of all clips of a step, with those that activation checkpointing repeats."""
+    run, flops = cost["run"], cost["flops"]
+    of_clip: float = flops["training"] + (flops["forward"] if run["recomputes"] else 0)
+    return of_clip * run["global_clips"]

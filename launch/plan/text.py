@@ -1,13 +1,12 @@
 """A plan as tables, and its warnings."""
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 
 def as_text(plan: dict[str, Any]) -> str:
     """All tables, then the warnings."""
     warnings = [f"warning: {warning}" for warning in plan["warnings"]]
-    sections = (_summary(plan), _memory(plan), _time(plan), _assumptions(plan), warnings)
+    sections = (_summary(plan), _memory(plan), _time(plan), warnings)
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
@@ -48,37 +47,25 @@ def _memory(plan: dict[str, Any]) -> list[str]:
         for row in plan["memory"]
     ]
     available, micro = plan["machines"]["memory_gb"], plan["batch"]["micro"]
+    lines = [["ZeRO", *names, "largest micro-batch"], *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         f"memory of a device in GB, {available:g} available, micro-batch {micro}",
-        *table(["ZeRO", *names, "largest micro-batch"], rows),
+        *("  " + "  ".join(map(str.rjust, line, widths)) for line in lines),
     ]
 
 
 def _time(plan: dict[str, Any]) -> list[str]:
-    step, run = plan["step"], plan["run"]
-    lines = [
+    step, run, machines = plan["step"], plan["run"], plan["machines"]
+    return [
         f"prediction   {step['seconds']:.3g} s per step at MFU {step['mfu']:.2f}, without communication and "
         f"waits for videos: {run['global_clips'] / step['seconds']:.0f} clips/s, {step['hours']:.2f} hours, "
         f"{step['device_hours']:.1f} device hours",
         f"reading      {step['loader_cores']:.1f} cores in all at {step['clips_per_core']:.0f} clips/s each",
+        f"assumptions  peak_tflops={machines['peak_tflops']:g} memory_gb={machines['memory_gb']:g} "
+        f"mfu={machines['mfu']:g} process_gb={machines['process_gb']:g} "
+        f"allocator_overhead={machines['allocator_overhead']:g}; set them to measured values",
     ]
-    measured = plan["measured"]
-    if measured is None:
-        return [*lines, "measured     nothing; to calibrate, add --measured RUN of a short run"]
-    memory = measured["memory_bytes"]
-    return [
-        *lines,
-        f"measured     {measured['run']}: {measured['step_s']:.3g} s per step on {measured['processes']} "
-        f"devices, {measured['tflops_of_a_device']:.3g} TFLOP/s each (MFU {measured['mfu']:.2f}); "
-        f"{measured['data_wait_fraction']:.0%} waits for videos",
-        f"             memory planned {memory['planned'] / 1e9:.2f} GB, measured "
-        f"{memory['measured'] / 1e9:.2f}: {memory['planned'] / memory['measured'] - 1:+.0%}",
-    ]
-
-
-def _assumptions(plan: dict[str, Any]) -> list[str]:
-    rows = [[line["key"], f"{line['value']:.3g}", line["source"]] for line in plan["assumptions"]]
-    return ["assumptions; override each as key=value", *table(["key", "value", "source"], rows, left={0, 2})]
 
 
 def memory_warnings(plan: dict[str, Any]) -> list[str]:
@@ -101,20 +88,6 @@ def memory_warnings(plan: dict[str, Any]) -> list[str]:
         f"memory does not fit: {row['bytes']['all'] / 1e9:.1f} GB of "
         f"{plan['machines']['memory_gb']:.0f} GB at micro-batch {plan['batch']['micro']}; fix: "
         + (f"set {' or '.join(fixes)}" if fixes else "use a smaller model or clip, or more memory")
-    ]
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: Iterable[int] = (0,)) -> list[str]:
-    """Align columns.
-
-    Args:
-        left: indices of left-aligned columns; the others are right-aligned.
-    """
-    lines = [head, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    formats = ["<" if column in set(left) else ">" for column in range(len(head))]
-    return [
-        "  " + "  ".join(map(format, line, map("{}{}".format, formats, widths))).rstrip() for line in lines
     ]
 
 

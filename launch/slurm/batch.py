@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ if __name__ == "__main__":  # run as a file, with -P, from the frozen code
 from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK, EXIT_TERMINATED
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.record import STOP, Record, request_stop, saved_steps
-from kinemae.launch.slurm.queue import CANCELLED, output_of, requeue_job
+from kinemae.launch.slurm.queue import CANCELLED, requeue_job, run_slurm
 from kinemae.launch.supervisor.hosts import free_port
 from kinemae.launch.supervisor.policy import FAILED, STOPPED, TOO_FEW_NODES, History, requeue
 from kinemae.launch.supervisor.rank import catch_signals, log_line
@@ -58,7 +59,6 @@ class BatchJob:
         self._run_dir = Path(settings.run_dir)
         self._record = Record(self._run_dir)
         self._id = os.environ["SLURM_JOB_ID"]
-        self._array_id = os.environ.get("SLURM_ARRAY_JOB_ID", "")
         self._signals: list[int] = []
         self._stop: int | None = None
         self._wakeup = catch_signals(self._signals)
@@ -72,7 +72,7 @@ class BatchJob:
         while True:
             starts += 1
             attempt = self._record.read().get("attempt", 0)
-            self._record.update(state="running", run_id=f"{name}.{starts}")
+            self._record.update(state="running", run_id=f"{name}.{starts}", job_id=self._id)
             log_line(self._run_dir, f"job {name} on {os.environ['SLURM_JOB_NODELIST']}")
             code = self._start_agents(f"{name}.{starts}")
             last = self._record.read()
@@ -110,17 +110,13 @@ class BatchJob:
         history = History(**self._record.read().get("history", {}))
         step = max(saved_steps(self._run_dir), default=None)
         later = requeue(history, cause, step=step, most=settings.max_restarts) if goes_on else None
-        self._record.update(state="ended", code=code, cause=cause, job_id=self._array_id or self._id)
+        self._record.update(state="ended", code=code, cause=cause, job_id=self._id)
         if later is not None:
             self._record.update(history={**asdict(later), "excluded": []})
             if settings.requeue:
                 self._requeue(later.excluded)
-            elif self._array_id:
-                log_line(self._run_dir, "the next element of the array continues the run")
-        elif goes_on and cause != FAILED and (settings.requeue or self._array_id):
+        elif goes_on and cause != FAILED and settings.requeue:
             log_line(self._run_dir, f"no requeue: {settings.max_restarts} in a row without a new checkpoint")
-        if self._array_id and later is None:  # the remaining elements have nothing to do
-            output_of("scancel", "--state=PENDING", self._array_id)
         return code
 
     def _is_cancelled(self) -> bool:
@@ -140,9 +136,10 @@ class BatchJob:
 def first_address() -> str:
     """The address that Slurm uses for the first node of the job: the node's name may not resolve."""
     node = os.environ["SLURMD_NODENAME"]  # the batch job runs on the first node
-    shown = output_of("scontrol", "--oneliner", "show", "node", node).split()
-    fields = dict(word.partition("=")[::2] for word in shown)
-    return fields.get("NodeAddr", node)
+    with suppress(ConfigError):
+        shown = run_slurm("scontrol", "--oneliner", "show", "node", node).split()
+        node = dict(word.partition("=")[::2] for word in shown).get("NodeAddr", node)
+    return node
 
 
 def main(argv: list[str]) -> int:

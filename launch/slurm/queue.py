@@ -1,11 +1,10 @@
 """Query and cancel jobs with Slurm's commands."""
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from kinemae.data_tools.exit_codes import EXIT_TERMINATED, describe_exit
+from kinemae.data_tools.exit_codes import EXIT_TERMINATED
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.record import Record, request_stop
 
@@ -13,47 +12,33 @@ CANCELLED = "cancelled"  # file in RUN/launch: do not requeue or restart the job
 _TIMEOUT_S = 60
 
 
-def job_states(job_id: str) -> list[str]:
-    """The states of a job in the queue, one for each remaining element of an array.
-
-    Raises:
-        ValueError: Slurm does not respond.
-    """
-    return _run("squeue", "--noheader", "--array", f"--jobs={job_id}", "--format=%T").split()
-
-
 def describe_job(job_id: str) -> str:
-    """State, nodes, time and requeues of a job in the queue, as one line for each element.
+    """State, nodes or reason, and time of a job, as in `running, n[1-2], 0:10 of 1:00`.
+
+    Returns:
+        an empty text if the job is not in the queue.
 
     Raises:
         ValueError: Slurm does not respond.
     """
-    shown = _run("scontrol", "--oneliner", "show", "job", job_id)
-    return "\n".join(_describe(line) for line in shown.splitlines()) or f"job {job_id} is not in the queue"
-
-
-def job_end(job_id: str, record: Mapping[str, Any]) -> tuple[int | None, str]:
-    """Exit code of a job that has left the queue, as it wrote it into `launch.json`, and description."""
-    if record.get("state") == "ended" and record["job_id"] == job_id:
-        code = int(record["code"])
-        return code, f"job {job_id}: {describe_exit(code)} (exit code {code})"
-    reason = f"Slurm ended it before it wrote an exit code (sacct -j {job_id}); launch it again to resume"
-    return None, f"job {job_id}: {reason}"
+    shown = run_slurm("squeue", "--noheader", f"--jobs={job_id}", "--format=%T, %R, %M of %l").strip()
+    state, comma, rest = shown.partition(",")
+    return state.lower() + comma + rest
 
 
 def cancel_job(job_id: str, run_dir: Path) -> str:
     """Stop a job with a checkpoint and prevent its return; return what was done.
 
-    Pending elements leave the queue. The agents of a running job are asked to stop it.
+    A pending job leaves the queue. The agents of a running job are asked to stop it.
 
     Raises:
         ValueError: Slurm does not respond.
     """
-    if not job_states(job_id):
+    if not describe_job(job_id):
         return f"job {job_id} is not in the queue"
     (run_dir / "launch" / CANCELLED).touch()  # before the request: the batch job reads it after the end
-    _run("scancel", "--state=PENDING", job_id)
-    if not job_states(job_id):
+    run_slurm("scancel", "--state=PENDING", job_id)
+    if not describe_job(job_id):
         Record(run_dir).update(state="ended", code=EXIT_TERMINATED, job_id=job_id)
         return f"job {job_id} left the queue"
     request_stop(run_dir)
@@ -66,24 +51,19 @@ def requeue_job(job_id: str, excluded: Sequence[str]) -> None:
     Raises:
         ValueError: Slurm does not respond, or refuses.
     """
-    before = _fields(_run("scontrol", "--oneliner", "show", "job", job_id)).get("ExcNodeList", "(null)")
-    _run("scontrol", "requeue", job_id)
+    before = run_slurm("squeue", "--noheader", f"--jobs={job_id}", "--format=%x").strip()
+    run_slurm("scontrol", "requeue", job_id)
     if excluded:  # Slurm accepts it for pending jobs only
-        nodes = ",".join([*([] if before == "(null)" else [before]), *excluded])
-        _run("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}")
+        nodes = ",".join(filter(None, [before, *excluded]))
+        run_slurm("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}")
 
 
-def output_of(*command: str) -> str:
-    """The output of a Slurm command; empty if it fails or is not installed."""
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return ran.stdout.strip() if ran.returncode == 0 else ""
+def run_slurm(*command: str) -> str:
+    """The output of a Slurm command; empty for a job id that Slurm has deleted.
 
-
-def _run(*command: str) -> str:
-    """The output of a Slurm command; empty for a job id that Slurm has deleted."""
+    Raises:
+        ValueError: the command fails, does not respond, or is not installed.
+    """
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except FileNotFoundError as error:
@@ -95,22 +75,3 @@ def _run(*command: str) -> str:
     if ran.returncode != 0 and "Invalid job id" not in ran.stderr:
         raise ConfigError(f"{command[0]} failed: {ran.stderr.strip()}")
     return ran.stdout if ran.returncode == 0 else ""
-
-
-def _fields(shown: str) -> dict[str, str]:
-    # The job's name comes first and may contain anything: read only the fields behind it.
-    words = shown.partition(" UserId=")[2].split()
-    return dict(word.split("=", 1) for word in words if "=" in word)
-
-
-def _describe(shown: str) -> str:
-    fields = _fields(shown)
-    name = shown.partition(" ")[0].replace("JobId=", "job ")
-    parts = [f"{name}: {fields['JobState'].lower()}"]
-    if fields["JobState"] == "PENDING":
-        parts.append(f"because of {fields.get('Reason', 'an unknown reason')}")
-    elif fields["JobState"] == "RUNNING":
-        parts.append(f"on {fields.get('NodeList')}, {fields.get('RunTime')} of {fields.get('TimeLimit')}")
-    if fields.get("Restarts", "0") != "0":
-        parts.append(f"requeued {fields['Restarts']} times")
-    return ", ".join(parts)

@@ -1,22 +1,19 @@
 """Start a job with agents, or print the plan of a dry run."""
 
 import argparse
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from kinemae.data_tools.exit_codes import EXIT_CONFIG, EXIT_CRASHED
 from kinemae.data_tools.overrides import ConfigError, require
-from kinemae.launch.cluster import add_cluster_arguments
-from kinemae.launch.commands import add_command
-from kinemae.launch.job import Job, prepare_job, write_job
+from kinemae.launch.cluster import add_cluster_arguments, add_command
+from kinemae.launch.job import Job, plan_text, prepare_job, write_job
 from kinemae.launch.record import Record, lock_run
 from kinemae.launch.supervisor.policy import PolicyConfig
-from kinemae.launch.supervisor.task import command_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +65,11 @@ class Launch(Protocol):
         ...
 
 
-def add_launcher(parsers: Any, name: str, run: Callable[[argparse.Namespace], int], example: str) -> None:
+def add_launcher(
+    parsers: Any, name: str, text: str, run: Callable[[argparse.Namespace], int], example: str
+) -> None:
     """Register a command that starts the job after `--` on one kind of cluster."""
-    parser = add_command(parsers, name, f"example:\n  kinemae launch {example}")
+    parser = add_command(parsers, name, text, f"  kinemae launch {example}")
     add_cluster_arguments(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="check and print what would run; start nothing"
@@ -93,10 +92,11 @@ def start(launch: Launch, arguments: argparse.Namespace) -> int:
         trains_here=launch.trains_here,
     )
     job = replace(job, policy=config.policy())
+    commands = launch.commands(job, "PORT")
     if arguments.dry_run:
-        sys.stdout.write(plan_text(launch, job))
+        sys.stdout.write(plan_text(job, sum(launch.slots.values()), {}, commands))
         return 0
-    program = next(iter(launch.commands(job, "PORT").values()))[0]
+    program = next(iter(commands.values()))[0]
     if shutil.which(program) is None:
         raise ConfigError(
             f"expected a program {program!r} on this machine, found none; fix: install it, or set python"
@@ -118,23 +118,3 @@ def agent_command(container: Sequence[str], job: Job, *options: str) -> list[str
     """The command that starts an agent, with the command prefix of a container."""
     script = job.script("supervisor/agent.py")
     return [*container, job.python, "-P", script, str(job.path), *options]
-
-
-def plan_text(launch: Launch, job: Job) -> str:
-    """The output of `--dry-run`: all files and commands."""
-    lines = [
-        f"checked: {job.argv[0]} accepts the job on {sum(launch.slots.values())} processes",
-        "would write:",
-        f"  {job.code}/  the code{f' of commit {job.commit}' if job.commit else ''}",
-        f"  {job.frozen_config}  a copy of {job.config}",
-        f"  {job.path}:",
-        *(f"    {line}" for line in job.to_json().splitlines()),
-        "would run:",
-    ]
-    for host, command in launch.commands(job, "PORT").items():
-        lines += [f"  for {host}:", f"    {shlex.join(command)}"]
-    lines += [
-        "each process, after `task.py` has set its environment:",
-        f"  {shlex.join(command_of(asdict(job)))}",
-    ]
-    return "\n".join(lines) + "\n"

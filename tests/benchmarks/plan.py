@@ -19,8 +19,8 @@ import tempfile
 from pathlib import Path
 
 from kinemae.data_tools.config import load_config
+from kinemae.launch.plan.command import flops_of_step
 from kinemae.launch.plan.machines import Machines, Resolved
-from kinemae.launch.plan.measured import flops_of_step
 from kinemae.launch.plan.memory import STAGES, cut_batch, needed
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.cost import measure_cost

@@ -16,7 +16,7 @@ from pathlib import Path
 from kinemae.data_tools.__main__ import PROGRAM as DATA
 from kinemae.data_tools.config_files import PROGRAM as CONFIGS
 from kinemae.finetune.__main__ import PROGRAM as FINETUNE
-from kinemae.launch.commands import COMMANDS
+from kinemae.launch.__main__ import COMMANDS
 from kinemae.pretrain.__main__ import PROGRAM as PRETRAIN
 
 REPO = Path(__file__).resolve().parents[2]

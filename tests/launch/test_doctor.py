@@ -61,7 +61,6 @@ def named(results: list[dict[str, Any]], check: str, words: str) -> dict[str, An
         (["local", "proceses=2"], "did you mean processes"),
         (["local", "python=/nowhere/python"], "no program '/nowhere/python' on this machine"),
         (["local", "--shards", "s3://bucket/shards"], "got the URL s3://bucket/shards"),
-        (["ssh", "hosts={a: 1}", "link_gbit=0"], "link_gbit must be above 0"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], message: str) -> None:
@@ -90,7 +89,7 @@ def test_two_hosts_behind_ssh_pass(network: Network, tmp_path: Path, synth_shard
     shards = str(synth_shards / "train")
     [summary] = doctor("ssh", *network.overrides(), "--run-dir", str(tmp_path), "--shards", shards, code=0)
     assert summary["text"].startswith("2 of 2 nodes reported")
-    assert summary["text"].endswith("the interface to the first node is eth0")
+    assert "MB/s with gloo; " in summary["text"] and summary["text"].endswith(" GB free for the run")
 
 
 @pytest.mark.processes
@@ -177,8 +176,8 @@ def test_a_port_that_is_taken_is_named(network: Network) -> None:
         port = int(holder.stdout.readline())
         results = doctor("ssh", *network.overrides(), f"master_port={port}", code=1)
         holder.communicate()
-    taken = named(results, "port", f"port {port} is not available on {first.name}: Address already in use")
-    assert "`master_port`" in taken["fix"] and len(errors(results)) == 1
+    taken = named(results, "group", f"stopped at joining the group on {first.name}: ended with exit code 1")
+    assert "EADDRINUSE" in taken["text"] and "`master_port`" in taken["fix"] and len(errors(results)) == 1
 
 
 @pytest.mark.processes
@@ -210,20 +209,6 @@ def slurm() -> Iterator[None]:
 def test_two_nodes_of_slurm_pass(tmp_path: Path) -> None:
     [summary] = doctor("slurm", "nodes=2", "--run-dir", str(tmp_path), code=0)
     assert "2 of 2 processes formed a group" in summary["text"]
-
-
-@pytest.mark.cluster
-@pytest.mark.usefixtures("slurm")
-@pytest.mark.parametrize(
-    ("cluster", "limit"),
-    [
-        (["time=3", "signal_s=60"], "--time=3:00 "),
-        (["time=30"], "--time=5:00 "),
-        ([], "--time=5:00 "),
-    ],
-)
-def test_the_probe_requests_at_most_the_time_limit_of_a_job(cluster: list[str], limit: str) -> None:
-    assert limit in run_module("launch", "doctor", "slurm", *cluster, "--dry-run").stdout
 
 
 @pytest.mark.cluster

@@ -14,10 +14,10 @@ import yaml
 from kinemae.data_tools.exit_codes import EXIT_CONFIG
 from kinemae.launch.__main__ import main
 from kinemae.launch.cluster import read_cluster
-from kinemae.launch.job import Job, prepare_job, write_job
+from kinemae.launch.job import Job, plan_text, prepare_job, write_job
 from kinemae.launch.local import LocalCluster, LocalLaunch
 from kinemae.launch.ssh import SshCluster, SshLaunch
-from kinemae.launch.supervisor.start import Launch, plan_text, start
+from kinemae.launch.supervisor.start import Launch, start
 from kinemae.launch.supervisor.task import environment_of
 from tests.conftest import REPO, run_module
 from tests.launch.test_slurm import EXPECTED, neutral
@@ -54,7 +54,8 @@ def same_everywhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
 def test_a_dry_run_prints_all_files_and_commands(
     same_everywhere: Callable[..., Job], name: str, launch: Launch
 ) -> None:
-    text = neutral(plan_text(launch, same_everywhere('x=it\'s $(a) "b"\nc')))
+    job = same_everywhere('x=it\'s $(a) "b"\nc')
+    text = neutral(plan_text(job, sum(launch.slots.values()), {}, launch.commands(job, "PORT")))
     assert text == (EXPECTED / f"{name}.txt").read_text()
 
 
@@ -63,7 +64,7 @@ def test_a_dry_run_checks_the_job_and_writes_nothing(tmp_path: Path, synth_shard
     words = ["pretrain", DEMO, f"data.shards={synth_shards / 'unlabelled'}", f"run_dir={tmp_path / 'run'}"]
     printed = run_module("launch", "local", "processes=2", "--dry-run", "--", *words).stdout
     assert "checked: pretrain accepts the job on 2 processes" in printed
-    assert "-m kinemae pretrain " in printed and not (tmp_path / "run").exists()
+    assert "supervisor/agent.py" in printed and not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -103,7 +104,7 @@ def test_a_refused_job_starts_nothing(
             ["local", "--", "pretrain", "cost", DEMO],
             "it is not a training; fix: run kinemae pretrain cost",
         ),
-        (["local", "--", "python", "-m", "pretrain", DEMO], "got 'python -m'; fix: write -- pretrain "),
+        (["local", "--", "python", "-m", "pretrain", DEMO], "got 'python -m'"),
         (["local", "--", "pretrain", "a=b"], "write the config directly after pretrain"),
         (["local", "--", "pretrain", DEMO, "--dry-run"], "move it before --"),
         (["status", "/nowhere", "--", "pretrain"], "status starts no job"),
@@ -128,7 +129,7 @@ def test_the_code_and_the_config_are_frozen_once_for_each_content(tmp_path: Path
     for name in ("pretrain/__main__.py", "launch/supervisor/task.py", "configs/pretrain/demo.yaml"):
         assert (Path(job.code) / "kinemae" / name).read_bytes() == (repo / name).read_bytes()
     assert not list(Path(job.code).rglob("__pycache__"))
-    assert Job.read(job.path).argv == job.argv
+    assert Job.read(job.path) == job
 
 
 def test_a_run_dir_that_pythonpath_would_split_is_refused(tmp_path: Path) -> None:

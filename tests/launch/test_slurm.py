@@ -13,12 +13,13 @@ import pytest
 from kinemae.launch.__main__ import main
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.doctor.nodes import KINDS
-from kinemae.launch.job import Job, prepare_job
-from kinemae.launch.record import Record, lock_run, read_record
+from kinemae.launch.job import Job, plan_text, prepare_job
+from kinemae.launch.record import Record, lock_run
 from kinemae.launch.slurm.batch import first_address
 from kinemae.launch.slurm.cluster import SlurmCluster
-from kinemae.launch.slurm.command import SETTINGS, plan_text, script_of, settings_of
-from kinemae.launch.slurm.queue import cancel_job, job_end, requeue_job
+from kinemae.launch.slurm.command import SETTINGS, files_of, settings_of
+from kinemae.launch.slurm.queue import cancel_job, requeue_job
+from kinemae.launch.status import status_of
 from tests.conftest import REPO
 from tests.launch.fake_program import make_job, wait_for
 
@@ -43,12 +44,11 @@ def neutral(text: str) -> str:
     [
         ("slurm", []),
         (
-            "slurm_pyxis_array",
+            "slurm_pyxis",
             [
                 "requeue=false",
-                "array=10",
                 "gpu_type=a100",
-                "container={runtime: pyxis, image: /i.sqsh, mounts: ['/:/']}",
+                "srun=[--container-image=/i.sqsh, '--container-mounts=/:/']",
                 "python=python3",
             ],
         ),
@@ -60,7 +60,8 @@ def test_a_dry_run_prints_all_files_and_commands(
     monkeypatch.chdir(REPO)
     monkeypatch.setattr(sys, "executable", "/opt/venv/bin/python")
     job = replace(job_in(Path("/runs/run"), 'x=it\'s $(a) "b"\nc'), python="/opt/venv/bin/python")
-    text = neutral(plan_text(read_cluster(SlurmCluster, SHIPPED, overrides), job))
+    files = files_of(read_cluster(SlurmCluster, SHIPPED, overrides), job)
+    text = neutral(plan_text(job, 16, files, {"this machine": ["sbatch"]}))
     assert text == (EXPECTED / f"{name}.txt").read_text(encoding="utf-8")
 
 
@@ -69,7 +70,7 @@ def test_bash_reads_every_hostile_value_unchanged(tmp_path: Path) -> None:
     cluster = SlurmCluster(
         name=HOSTILE, python=HOSTILE, extra=[f"--comment={HOSTILE}"], environment={"A": HOSTILE}
     )
-    script = script_of(cluster, replace(job, python=HOSTILE))
+    script = next(iter(files_of(cluster, replace(job, python=HOSTILE)).values()))
     assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
     command = script.partition("\nexec ")[2]
     read = subprocess.run(
@@ -82,10 +83,10 @@ def test_bash_reads_every_hostile_value_unchanged(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_apptainer_is_the_command_prefix_of_each_process() -> None:
-    words = ["container={runtime: apptainer, image: k.sif, mounts: ['/d:/d']}", "python=python3"]
-    cluster = read_cluster(SlurmCluster, SHIPPED, words)
-    assert cluster.container_command() == ["apptainer", "exec", "--nv", "--bind", "/d:/d", "k.sif"]
+def test_a_container_is_the_command_prefix_of_each_agent(tmp_path: Path) -> None:
+    words = ["container=[apptainer, exec, --nv, k.sif]", "srun=[--mpi=none]", "python=python3"]
+    settings = settings_of(read_cluster(SlurmCluster, SHIPPED, words), job_in(tmp_path / "run"))
+    assert settings.agent[:4] == ["apptainer", "exec", "--nv", "k.sif"] and settings.srun[-1] == "--mpi=none"
 
 
 @pytest.mark.parametrize(
@@ -93,21 +94,13 @@ def test_apptainer_is_the_command_prefix_of_each_process() -> None:
     [
         ("nodes=0", "nodes must be at least 1, got 0"),
         ("nods=2", "config key nods: unknown key; did you mean nodes"),
-        ("time=1d", r"time must be as in 30 \(minutes\), 12:30:00 or 1-00:00:00, got '1d'"),
-        ("time=2", "signal_s must be less than time=2, got 600"),
         ("signal_s=100000", "signal_s must lie between 1 and 65535 seconds, got 100000"),
-        ("array=4", "array must be 0, or requeue=false, got 4"),
         (
             "extra=[-C a100]",
             r"extra must contain long options of sbatch, such as --constraint=a100, got '-C a100'",
         ),
         ("extra=[--output=x]", r"extra must not contain --output, which the launcher sets"),
         ("extra=[--no-requeue]", r"extra must not contain --no-requeue"),
-        ('name="a\\nb"', "name must be one line of text"),
-        ("container.image=a.sif", "container.runtime must be pyxis or apptainer with an image"),
-        ("container.runtime=pyxis", "container.image must be set for pyxis"),
-        ("container={runtime: pyxis, image: a}", "python must name the interpreter inside the container"),
-        ("container={runtime: pyxis, image: a, mounts: [/d]}", "container.mounts must contain FOLDER:INSIDE"),
     ],
 )
 def test_a_wrong_cluster_file_is_refused_by_key(override: str, message: str) -> None:
@@ -115,39 +108,25 @@ def test_a_wrong_cluster_file_is_refused_by_key(override: str, message: str) -> 
         read_cluster(SlurmCluster, None, [override])
 
 
-@pytest.mark.parametrize(
-    ("limit", "signal_s"), [("3", 179), ("3:00", 179), ("1:00:00", 3599), ("1-0", 65535), ("1-00:00:01", 1)]
-)
-def test_time_limits_of_slurm_are_parsed(limit: str, signal_s: int) -> None:
-    read_cluster(SlurmCluster, None, [f'time="{limit}"', f"signal_s={signal_s}"])
-
-
-def test_a_run_folder_outside_the_container_is_refused(tmp_path: Path) -> None:
-    words = ["container={runtime: pyxis, image: i, mounts: ['/data:/data']}", "python=python3"]
-    with pytest.raises(ValueError, match=r"container.mounts must mount .*/run under its own name"):
-        script_of(read_cluster(SlurmCluster, None, words), job_in(tmp_path / "run"))
+@pytest.mark.parametrize("key", ["name", "partition", "time"])
+def test_a_value_of_several_lines_is_refused(key: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--[a-z-]+ of sbatch must be one line of printable text, got 'a"):
+        files_of(read_cluster(SlurmCluster, None, [f'{key}="a\\nb"']), job_in(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("name", ["a\\b", "a\nb"])
 def test_a_run_folder_that_slurm_cannot_log_into_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="run_dir must be one line without backslashes"):
-        script_of(SlurmCluster(), job_in(tmp_path / name))
+        files_of(SlurmCluster(), job_in(tmp_path / name))
 
 
 def test_the_doctor_requests_the_nodes_and_containers_of_a_job() -> None:
-    gpus = ["gpus_per_node=4", "gpu_type=a100", "python=python3"]
-    pyxis = [*gpus, "container={runtime: pyxis, image: i, mounts: ['/d:/d', '/e:/e']}", "extra=[--exclusive]"]
-    [(words, _)] = KINDS["slurm"](None, pyxis).commands
-    place = words.index("--container-image=i")
-    assert words[place : place + 4] == [
-        "--container-image=i", "--container-mounts=/d:/d,/e:/e", "--exclusive", "python3",
-    ]  # fmt: skip
-    assert "--gres=gpu:a100:4" in words
-    [(words, _)] = KINDS["slurm"](
-        None, [*gpus, "container={runtime: apptainer, image: i.sif, mounts: ['/d:/d']}"]
-    ).commands
-    place = words.index("apptainer")
-    assert words[place : place + 7] == ["apptainer", "exec", "--nv", "--bind", "/d:/d", "i.sif", "python3"]
+    words = ["gpus_per_node=4", "gpu_type=a100", "python=python3", "extra=[--exclusive]"]
+    words += ["srun=[--container-image=i]", "container=[apptainer, exec, i.sif]"]
+    [(command, _)] = KINDS["slurm"](None, words).commands
+    expected = ["--exclusive", "--container-image=i", "apptainer", "exec", "i.sif", "python3", "-"]
+    assert command[-7:] == expected
+    assert "--gres=gpu:a100:4" in command and "--time=5" in command
 
 
 def with_tools(folder: Path, monkeypatch: pytest.MonkeyPatch, **outputs: str) -> None:
@@ -162,7 +141,8 @@ def with_tools(folder: Path, monkeypatch: pytest.MonkeyPatch, **outputs: str) ->
 def test_a_job_that_is_cancelled_during_its_requeue_ends_at_its_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_tools(tmp_path / "tools", monkeypatch, squeue="COMPLETING", scancel="-", srun="")
+    tools = tmp_path / "tools"
+    with_tools(tools, monkeypatch, squeue="COMPLETING, n1, 0:10 of 1:00", scancel="-", srun="")
     job = make_job(tmp_path)
     run_dir = Path(job.run_dir)
     Record(run_dir).begin(kind="slurm", job_id="7")
@@ -172,18 +152,18 @@ def test_a_job_that_is_cancelled_during_its_requeue_ends_at_its_start(
     command = [sys.executable, "-P", job.script("slurm/batch.py"), str(settings)]
     ran = subprocess.run(command, env={**os.environ, "SLURM_JOB_ID": "7"}, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (143, "")
-    assert job_end("7", read_record(run_dir))[0] == 143
+    (tools / "squeue").write_text("#!/bin/sh\n")
+    assert status_of(run_dir)["code"] == 143
 
 
 def test_a_requeue_keeps_the_excluded_nodes_of_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_tools(tmp_path / "tools", monkeypatch, scontrol="-")
+    with_tools(tmp_path / "tools", monkeypatch, squeue="n[1-2]", scontrol="-")
     program, words = tmp_path / "tools" / "scontrol", tmp_path / "words"
-    text = "echo 'JobId=7 JobName=a UserId=b(1) JobState=RUNNING ExcNodeList=n[1-2]'"
-    program.write_text(f"#!/bin/sh\n{text}\necho $* >> {words}\n")
+    program.write_text(f"#!/bin/sh\necho $* >> {words}\n")
     requeue_job("7", ["n5", "n6"])
-    assert words.read_text().splitlines()[1:] == ["requeue 7", "update JobId=7 ExcNodeList=n[1-2],n5,n6"]
+    assert words.read_text().splitlines() == ["requeue 7", "update JobId=7 ExcNodeList=n[1-2],n5,n6"]
     program.write_text("#!/bin/sh\necho 'Requested operation is presently disabled' >&2; exit 1\n")
     with pytest.raises(ValueError, match="scontrol failed: Requested operation is presently disabled"):
         requeue_job("7", [])

@@ -7,7 +7,7 @@ requested, to test the batch script's reactions to exit codes and signals.
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,9 @@ import pytest
 from kinemae.launch.job import Job
 from kinemae.launch.record import Record, read_record
 from kinemae.launch.slurm.cluster import SlurmCluster
-from kinemae.launch.slurm.command import SETTINGS, script_of, settings_of
-from kinemae.launch.slurm.queue import CANCELLED, cancel_job, describe_job, job_end, job_states
+from kinemae.launch.slurm.command import SCRIPT, files_of
+from kinemae.launch.slurm.queue import CANCELLED, cancel_job, describe_job
+from kinemae.launch.status import status_of
 from tests.conftest import demo_job, run_module
 from tests.launch.conftest import STEPS, losses
 from tests.launch.controller import ask, controller, field, state, wait_for
@@ -42,14 +43,13 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Submit:
 
     def submit_job(*actions: str, cluster: SlurmCluster = TWO_NODES) -> tuple[str, Job]:
         job = make_job(tmp_path_factory.mktemp(f"job-{next(numbers)}"), "report", "handle_stops", *actions)
-        script = Path(job.run_dir) / "launch" / "job.sbatch"
         policy = {"max_restarts": cluster.max_restarts, "heartbeat_timeout_s": 8.0, "grace_s": 3.0}
         job = replace(job, policy={**policy, "host_wait_s": 10.0})
         job.path.write_text(job.to_json())
-        script.write_text(script_of(cluster, job))
-        script.with_name(SETTINGS).write_text(json.dumps(asdict(settings_of(cluster, job))))
+        for path, text in files_of(cluster, job).items():
+            path.write_text(text)
         Record(Path(job.run_dir)).begin(kind="slurm")
-        return ask("sbatch", "--parsable", str(script)), job
+        return ask("sbatch", "--parsable", str(job.path.with_name(SCRIPT))), job
 
     return submit_job
 
@@ -62,7 +62,7 @@ def timed(slurm: Path, submit: Submit) -> tuple[str, Job]:
 
 def ended(job_id: str) -> str:
     """Return the state of a job after it has left the queue."""
-    wait_for(lambda: not job_states(job_id), doing=f"the end of job {job_id}")
+    wait_for(lambda: not describe_job(job_id), doing=f"the end of job {job_id}")
     return state(job_id)
 
 
@@ -95,8 +95,7 @@ def test_a_final_failure_of_one_process_ends_all(submit: Submit) -> None:
     job_id, job = submit("0:wait=300", "wait=0.3", "exit=3")
     assert exit_code(job_id) == 3
     assert field(job_id, "Restarts") == "0" and len(starts(job, 1)) == 1
-    end = job_end(job_id, read_record(Path(job.run_dir)))  # which Slurm may have deleted
-    assert end == (3, f"job {job_id}: failed: the data cannot be used (exit code 3)")
+    assert status_of(Path(job.run_dir))["code"] == 3  # Slurm may have deleted its own record
     assert "rank 1 on n2 failed: the data cannot be used (exit code 3)" in log_of(job_id, job)
 
 
@@ -121,8 +120,7 @@ def test_cancelling_saves_and_prevents_the_requeue(submit: Submit) -> None:
     assert "requested a stop" in cancel_job(job_id, run_dir)
     assert exit_code(job_id) == 75
     assert len(starts(job, 0)) == 1
-    output = f"job {job_id}: stopped on request, with a checkpoint (exit code 75)"
-    assert job_end(job_id, read_record(run_dir)) == (75, output)
+    assert status_of(run_dir)["message"] == "stopped on request, with a checkpoint (exit code 75)"
     assert cancel_job(job_id, run_dir) == f"job {job_id} is not in the queue"
 
 
@@ -135,12 +133,12 @@ def test_cancelling_a_pending_job_removes_it_from_the_queue(submit: Submit) -> N
     ask("scancel", first)
     assert ended(waiting) == "CANCELLED"
     ended(first)
-    assert job_end(waiting, read_record(Path(job.run_dir)))[0] == 143
+    assert status_of(Path(job.run_dir))["code"] == 143
 
 
 def test_a_job_that_stops_without_a_new_checkpoint_is_requeued_up_to_a_cap(submit: Submit) -> None:
     job_id, job = submit("exit=75", cluster=SlurmCluster(max_restarts=1))
-    wait_for(lambda: not job_states(job_id), doing=f"the end of job {job_id}")
+    wait_for(lambda: not describe_job(job_id), doing=f"the end of job {job_id}")
     assert field(job_id, "Restarts") == "1" and len(starts(job, 0)) == 2
     assert exit_code(job_id) == 75
     assert "no requeue: 1 in a row without a new checkpoint" in log_of(job_id, job)
@@ -177,12 +175,11 @@ def test_a_job_without_a_bad_node_comes_back(submit: Submit) -> None:
     assert bad not in read_record(Path(job.run_dir))["hosts"]
 
 
-def test_array_elements_resume_until_the_run_is_done(submit: Submit) -> None:
-    job_id, job = submit("once=exit=75", cluster=SlurmCluster(nodes=1, requeue=False, array=4))
-    wait_for(lambda: not job_states(job_id), doing="the array")
-    assert len(starts(job, 0)) == 2
-    logs = sorted(path.name for path in (Path(job.run_dir) / "logs").glob("slurm-*"))
-    assert logs == [f"slurm-{job_id}_1.log", f"slurm-{job_id}_2.log"]
+def test_jobs_in_sequence_resume_the_run(submit: Submit) -> None:
+    first, job = submit("once=exit=75", cluster=SlurmCluster(nodes=1, requeue=False))
+    second = ask("sbatch", "--parsable", "--dependency=singleton", str(job.path.with_name(SCRIPT)))
+    assert (exit_code(first), exit_code(second)) == (75, 0)
+    assert len(starts(job, 0)) == 2 and read_record(Path(job.run_dir))["job_id"] == second
 
 
 def test_a_preempted_training_on_two_nodes_equals_one_process(

@@ -96,11 +96,13 @@ def test_the_end_of_a_slurm_job_is_known_after_slurm_deleted_its_record(
     (run_dir / "launch").mkdir(parents=True)
     record = Record(run_dir)
     record.begin(kind="slurm", job_id="41", steps=30, state="submitted")
-    assert "before it wrote an exit code (sacct -j 41)" in output_of(capsys, "status", str(run_dir))
+    assert "Slurm ended job 41 (sacct -j 41); start the run again" in output_of(
+        capsys, "status", str(run_dir)
+    )
     record.update(state="ended", code=75)
     status = json.loads(output_of(capsys, "status", str(run_dir), "--json"))
     assert (status["state"], status["code"], status["steps"]) == ("ended", 75, 30)
-    assert status["message"] == "job 41: stopped on request, with a checkpoint (exit code 75)"
+    assert status["message"] == "stopped on request, with a checkpoint (exit code 75)"
 
 
 def test_a_file_system_without_locks_refuses_nothing(
