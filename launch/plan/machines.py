@@ -8,8 +8,8 @@ from kinemae.data_tools.overrides import require
 
 # One core of an AMD Zen 4 server, AVX-512; bfloat16 is no faster there. Its memory is assumed.
 _CORE_TFLOPS, _CORE_GB = 0.118, 4.0
-# Devices of a node, MFU, and memory of an empty process in GB. The core's values are measured (MFU 0.64), those
-# of GPUs assumed (published ViT-B runs on an H200 have an MFU of 0.20 to 0.42).
+# Devices of a node, MFU, and memory of an empty process in GB: measured on the core (MFU 0.64), assumed for
+# GPUs (published ViT-B runs on an H200 have an MFU of 0.20 to 0.42).
 _CORE, _GPU = (1, 0.6, 0.87), (8, 0.3, 1.5)
 
 
