@@ -1,7 +1,8 @@
-"""`python -P launch/slurm/batch.py SETTINGS.json`: the body of a batch job.
+"""`python -P launch/slurm/batch.py RUN/launch/job.json`: the body of a batch job.
 
-It starts one agent on each node with srun and passes Slurm's signals on as requests to stop. After a stop or
-a loss of nodes it requeues the job if the run makes progress. The agents restart the processes after crashes.
+It reads the keys of the cluster file from RUN/launch/slurm.json, starts one agent on each node with srun, and
+passes Slurm's signals on as requests to stop. After a stop or a loss of nodes it requeues the job if the run
+makes progress. The agents restart the processes after crashes.
 """
 
 import json
@@ -12,51 +13,32 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":  # run as a file, with -P, from the frozen code
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK, EXIT_TERMINATED
 from kinemae.data_tools.overrides import ConfigError
+from kinemae.launch.job import Job
 from kinemae.launch.record import STOP, Record, request_stop, saved_steps
+from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.slurm.queue import CANCELLED, requeue_job, run_slurm
 from kinemae.launch.supervisor.hosts import free_port
 from kinemae.launch.supervisor.policy import FAILED, STOPPED, TOO_FEW_NODES, History, requeue
 from kinemae.launch.supervisor.rank import catch_signals, log_line
+from kinemae.launch.supervisor.start import agent_command
 
-
-@dataclass(frozen=True, kw_only=True)
-class BatchSettings:
-    """Settings of a batch job, in RUN/launch/slurm.json.
-
-    Attributes:
-        nodes, spare: nodes of an attempt; further nodes with an agent.
-        requeue: whether to requeue the job.
-        max_restarts: restarts, or requeues, in a row without a new checkpoint.
-        srun: further options of srun.
-        agent: the command of an agent, without the options that the batch job adds.
-        master: address of the first node; empty: the one that Slurm uses.
-    """
-
-    run_dir: str
-    nodes: int
-    spare: int
-    requeue: bool
-    max_restarts: int
-    srun: list[str] = field(default_factory=list)
-    agent: list[str] = field(default_factory=list)
-    master: str = ""
+SETTINGS = "slurm.json"
 
 
 class BatchJob:
     """A job in its allocation."""
 
-    def __init__(self, settings: BatchSettings):
-        self._settings = settings
-        self._run_dir = Path(settings.run_dir)
+    def __init__(self, cluster: SlurmCluster, job: Job):
+        self._cluster, self._job = cluster, job
+        self._run_dir = Path(job.run_dir)
         self._record = Record(self._run_dir)
         self._id = os.environ["SLURM_JOB_ID"]
         self._signals: list[int] = []
@@ -86,11 +68,8 @@ class BatchJob:
 
     def _start_agents(self, run_id: str) -> int:
         """Run an agent on each node; return the exit code of srun, the highest of its tasks."""
-        settings = self._settings
-        count = settings.nodes + settings.spare
-        command = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", *settings.srun]
-        command += [*settings.agent, "--nodes", f"{settings.nodes}:{settings.nodes}", "--agents", str(count)]
-        command += ["--rendezvous", f"{settings.master or first_address()}:{free_port()}", "--run-id", run_id]
+        address = self._cluster.environment.get("MASTER_ADDR") or first_address()
+        command = agents_command(self._cluster, self._job, f"{address}:{free_port()}", run_id)
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as agents:
             while agents.poll() is None:
                 if select.select([self._wakeup], [], [], 1.0)[0]:
@@ -105,18 +84,18 @@ class BatchJob:
 
     def _end(self, code: int, cause: str) -> int:
         """Requeue the job, or end it; the exit code is also for `launch status`."""
-        settings = self._settings
+        cluster = self._cluster
         goes_on = not self._is_cancelled() and code != EXIT_OK
         history = History(**self._record.read().get("history", {}))
         step = max(saved_steps(self._run_dir), default=None)
-        later = requeue(history, cause, step=step, most=settings.max_restarts) if goes_on else None
+        later = requeue(history, cause, step=step, most=cluster.max_restarts) if goes_on else None
         self._record.update(state="ended", code=code, cause=cause, job_id=self._id)
         if later is not None:
             self._record.update(history={**asdict(later), "excluded": []})
-            if settings.requeue:
+            if cluster.requeue:
                 self._requeue(later.excluded)
-        elif goes_on and cause != FAILED and settings.requeue:
-            log_line(self._run_dir, f"no requeue: {settings.max_restarts} in a row without a new checkpoint")
+        elif goes_on and cause != FAILED and cluster.requeue:
+            log_line(self._run_dir, f"no requeue: {cluster.max_restarts} in a row without a new checkpoint")
         return code
 
     def _is_cancelled(self) -> bool:
@@ -133,6 +112,18 @@ class BatchJob:
             log_line(self._run_dir, f"the requeue failed: {error}")
 
 
+def agents_command(cluster: SlurmCluster, job: Job, rendezvous: str, run_id: str) -> list[str]:
+    """The command that starts an agent on each node of the allocation."""
+    nodes, count = cluster.nodes, cluster.nodes + cluster.spare
+    # srun ignores sbatch's value since Slurm 22.05. Without a spare node, Slurm ends the job with a node.
+    cores = f"--cpus-per-task={cluster.processes_per_node * cluster.cpus_per_process}"
+    srun = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", cores]
+    srun += ["--kill-on-bad-exit=0", "--wait=0", *(["--no-kill"] if cluster.spare else []), *cluster.srun]
+    options = ["--node-slots", str(cluster.processes_per_node), "--nodes", f"{nodes}:{nodes}"]
+    options += ["--agents", str(count), "--rendezvous", rendezvous, "--run-id", run_id]
+    return [*srun, *agent_command(cluster.container, job, *options)]
+
+
 def first_address() -> str:
     """The address that Slurm uses for the first node of the job: the node's name may not resolve."""
     node = os.environ["SLURMD_NODENAME"]  # the batch job runs on the first node
@@ -143,9 +134,10 @@ def first_address() -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Read the settings and run the job."""
-    settings: dict[str, Any] = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
-    return BatchJob(BatchSettings(**settings)).run()
+    """Read the files and run the job."""
+    job = Job.read(Path(argv[0]))
+    settings = json.loads(job.path.with_name(SETTINGS).read_text(encoding="utf-8"))
+    return BatchJob(SlurmCluster(**settings), job).run()
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ from kinemae.data_tools.overrides import ConfigError, require
 from kinemae.launch.cluster import read_cluster, split_words
 from kinemae.launch.job import LAUNCH_FOLDER, LOGS_FOLDER, Job, plan_text, prepare_job, write_job
 from kinemae.launch.record import STOP, Record, is_locked, read_record
-from kinemae.launch.slurm.batch import BatchSettings
+from kinemae.launch.slurm.batch import SETTINGS, agents_command
 from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.slurm.queue import CANCELLED, describe_job
-from kinemae.launch.supervisor.start import add_launcher, agent_command
+from kinemae.launch.supervisor.start import add_launcher
 
-SCRIPT, SETTINGS = "job.sbatch", "slurm.json"
+SCRIPT = "job.sbatch"
 _UNQUOTED = re.compile(r"[\w.,:=/@+%*~-]+", re.ASCII)  # values that sbatch takes without quotes
 
 
@@ -46,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     files = files_of(cluster, job)
     command = ["sbatch", "--parsable", str(job.path.with_name(SCRIPT))]
     if arguments.dry_run:
-        sys.stdout.write(plan_text(job, processes, files, {"this machine": command}))
+        agents = agents_command(cluster, job, "ADDRESS:PORT", "JOB")
+        commands = {"this machine": command, "the first node": agents}
+        sys.stdout.write(plan_text(job, processes, files, commands))
         return 0
     _check_no_job(Path(job.run_dir))
     write_job(job)
@@ -67,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def files_of(cluster: SlurmCluster, job: Job) -> dict[Path, str]:
-    """The batch script and its settings.
+    """The batch script, and the keys of the cluster file for `batch.py`.
 
     The script becomes one command, so that Slurm's signals reach it.
 
@@ -76,30 +78,13 @@ def files_of(cluster: SlurmCluster, job: Job) -> dict[Path, str]:
     """
     can_log = job.run_dir.isprintable() and "\\" not in job.run_dir
     require(can_log, "run_dir", "be one line without backslashes: Slurm cannot log into others", job.run_dir)
-    settings = job.path.with_name(SETTINGS)
-    command = [sys.executable, "-P", job.script("slurm/batch.py"), str(settings)]
+    command = [sys.executable, "-P", job.script("slurm/batch.py"), str(job.path)]
     lines = ["#!/bin/bash", "# written by `kinemae launch slurm`"]
     lines += [f"#SBATCH {_quoted(option)}" for option in _options(cluster, job)]
     script = "\n".join(lines) + "\n\nexec " + " \\\n    ".join(map(shlex.quote, command)) + "\n"
-    return {job.path.with_name(SCRIPT): script, settings: to_json_lines(asdict(settings_of(cluster, job)))}
-
-
-def settings_of(cluster: SlurmCluster, job: Job) -> BatchSettings:
-    """The settings of the batch job."""
-    # srun ignores sbatch's value since Slurm 22.05. Without a spare node, Slurm ends the job with a node.
-    cores = f"--cpus-per-task={cluster.processes_per_node * cluster.cpus_per_process}"
-    srun = [cores, "--kill-on-bad-exit=0", "--wait=0", *(["--no-kill"] if cluster.spare else [])]
-    slots = ["--node-slots", str(cluster.processes_per_node)]
-    return BatchSettings(
-        run_dir=job.run_dir,
-        nodes=cluster.nodes,
-        spare=cluster.spare,
-        requeue=cluster.requeue,
-        max_restarts=cluster.max_restarts,
-        srun=[*srun, *cluster.srun],
-        agent=agent_command(cluster.container, job, *slots),
-        master=cluster.environment.get("MASTER_ADDR", ""),
-    )
+    usual = asdict(SlurmCluster())
+    settings = {key: value for key, value in asdict(cluster).items() if value != usual[key]}
+    return {job.path.with_name(SCRIPT): script, job.path.with_name(SETTINGS): to_json_lines(settings)}
 
 
 def _options(cluster: SlurmCluster, job: Job) -> list[str]:

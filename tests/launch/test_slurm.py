@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,9 @@ from kinemae.launch.cluster import read_cluster
 from kinemae.launch.doctor.nodes import KINDS
 from kinemae.launch.job import Job, plan_text, prepare_job
 from kinemae.launch.record import Record, lock_run
-from kinemae.launch.slurm.batch import first_address
+from kinemae.launch.slurm.batch import SETTINGS, agents_command, first_address
 from kinemae.launch.slurm.cluster import SlurmCluster
-from kinemae.launch.slurm.command import SETTINGS, files_of, settings_of
+from kinemae.launch.slurm.command import files_of
 from kinemae.launch.slurm.queue import cancel_job, requeue_job
 from kinemae.launch.status import status_of
 from tests.conftest import REPO
@@ -60,8 +60,9 @@ def test_a_dry_run_prints_all_files_and_commands(
     monkeypatch.chdir(REPO)
     monkeypatch.setattr(sys, "executable", "/opt/venv/bin/python")
     job = replace(job_in(Path("/runs/run"), 'x=it\'s $(a) "b"\nc'), python="/opt/venv/bin/python")
-    files = files_of(read_cluster(SlurmCluster, SHIPPED, overrides), job)
-    text = neutral(plan_text(job, 16, files, {"this machine": ["sbatch"]}))
+    cluster = read_cluster(SlurmCluster, SHIPPED, overrides)
+    files = files_of(cluster, job)
+    text = neutral(plan_text(job, 16, files, {"the first node": agents_command(cluster, job, "A:1", "7")}))
     assert text == (EXPECTED / f"{name}.txt").read_text(encoding="utf-8")
 
 
@@ -76,17 +77,18 @@ def test_bash_reads_every_hostile_value_unchanged(tmp_path: Path) -> None:
     read = subprocess.run(
         ["bash"], input=f'printf "%s\\0" {command}', text=True, capture_output=True, cwd=tmp_path
     )
-    settings = job.path.with_name(SETTINGS)
-    assert read.stdout.split("\0")[1:-1] == ["-P", job.script("slurm/batch.py"), str(settings)]
-    agent = settings_of(cluster, replace(job, python=HOSTILE)).agent
-    assert agent[:4] == [HOSTILE, "-P", job.script("supervisor/agent.py"), str(job.path)]
+    assert read.stdout.split("\0")[1:-1] == ["-P", job.script("slurm/batch.py"), str(job.path)]
+    settings = json.loads(files_of(cluster, job)[job.path.with_name(SETTINGS)])
+    assert SlurmCluster(**settings) == cluster
+    assert HOSTILE in agents_command(cluster, replace(job, python=HOSTILE), "A:1", "7")
     assert not list(tmp_path.rglob("pwned"))
 
 
 def test_a_container_is_the_command_prefix_of_each_agent(tmp_path: Path) -> None:
     words = ["container=[apptainer, exec, --nv, k.sif]", "srun=[--mpi=none]", "python=python3"]
-    settings = settings_of(read_cluster(SlurmCluster, SHIPPED, words), job_in(tmp_path / "run"))
-    assert settings.agent[:4] == ["apptainer", "exec", "--nv", "k.sif"] and settings.srun[-1] == "--mpi=none"
+    command = agents_command(read_cluster(SlurmCluster, SHIPPED, words), job_in(tmp_path), "A:1", "7")
+    place = command.index("--mpi=none")
+    assert command[place + 1 : place + 5] == ["apptainer", "exec", "--nv", "k.sif"]
 
 
 @pytest.mark.parametrize(
@@ -147,9 +149,8 @@ def test_a_job_that_is_cancelled_during_its_requeue_ends_at_its_start(
     run_dir = Path(job.run_dir)
     Record(run_dir).begin(kind="slurm", job_id="7")
     assert "requested a stop of job 7" in cancel_job("7", run_dir)
-    settings = job.path.with_name(SETTINGS)
-    settings.write_text(json.dumps(asdict(settings_of(SlurmCluster(), job))))
-    command = [sys.executable, "-P", job.script("slurm/batch.py"), str(settings)]
+    job.path.with_name(SETTINGS).write_text("{}")
+    command = [sys.executable, "-P", job.script("slurm/batch.py"), str(job.path)]
     ran = subprocess.run(command, env={**os.environ, "SLURM_JOB_ID": "7"}, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (143, "")
     (tools / "squeue").write_text("#!/bin/sh\n")
@@ -212,9 +213,8 @@ def test_a_stop_that_cannot_be_written_goes_to_the_agents_through_srun(
     (tmp_path / "tools" / "srun").write_text(f"#!/bin/sh\n{wait}\n")
     job = make_job(tmp_path)
     (Path(job.run_dir) / "launch" / "stop.partial").mkdir()  # the request cannot be written
-    settings = job.path.with_name(SETTINGS)
-    settings.write_text(json.dumps(asdict(settings_of(SlurmCluster(requeue=False), job))))
-    command = [sys.executable, "-P", job.script("slurm/batch.py"), str(settings)]
+    job.path.with_name(SETTINGS).write_text('{"requeue": false}')
+    command = [sys.executable, "-P", job.script("slurm/batch.py"), str(job.path)]
     names = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURMD_NODENAME": "n1"}
     batch = subprocess.Popen(command, env={**os.environ, **names})
     wait_for("srun", began.exists)
