@@ -27,14 +27,15 @@ _GRACE_S = 30  # time of a pod beyond the time in which its processes save
 def manifests(cluster: KubernetesCluster, job_text: str, config_text: str) -> tuple[Manifest, Manifest]:
     """The ConfigMap and the JobSet of a job."""
     digest = hashlib.sha256(f"{job_text}\0{config_text}".encode()).hexdigest()[:8]
+    source = f"{cluster.name}-{digest}"
     config_map = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(cluster, f"{cluster.name}-{digest}"),
+        "metadata": _metadata(cluster, source),
         "immutable": True,
         "data": {JOB: job_text, CONFIG: config_text},
     }
-    metadata, spec = _metadata(cluster, cluster.name), _job_set_spec(cluster, config_map["metadata"]["name"])
+    metadata, spec = _metadata(cluster, cluster.name), _job_set_spec(cluster, source)
     metadata["labels"] |= cluster.labels
     if cluster.annotations:
         metadata["annotations"] = cluster.annotations
