@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kinemae.data_tools.config_files import find_config
 from kinemae.data_tools.files import atomic_write_text, commit_of_code, to_json_lines
 from kinemae.data_tools.overrides import ConfigError, require
@@ -103,7 +101,7 @@ def prepare_job(
         python: the interpreter on the hosts; the dry run uses the current one.
         world_size: number of processes.
         trains_here: False if this machine only starts the job; it may have no GPU.
-        dry_run: False if data and run_dir are not visible here; `run_dir` is then read from the config.
+        dry_run: False if data and run_dir are not visible here; the arguments must then contain run_dir.
 
     Raises:
         ValueError: the job is not a training command.
@@ -113,7 +111,7 @@ def prepare_job(
     summary = {}
     if dry_run:
         summary = check_job(job_argv, environment, world_size=world_size, trains_here=trains_here)
-    run_dir = summary["run_dir"] if summary else _configured_run_dir(job_argv, index)
+    run_dir = summary["run_dir"] if summary else _given_run_dir(job_argv[index + 1 :])
     folder = Path(run_dir).absolute() / LAUNCH_FOLDER
     is_one_path = os.pathsep not in str(folder)
     require(is_one_path, "run_dir", f"contain no {os.pathsep!r}, which splits PYTHONPATH", run_dir)
@@ -229,12 +227,7 @@ def _config_index(job_argv: Sequence[str]) -> int:
     return index
 
 
-def _configured_run_dir(job_argv: Sequence[str], index: int) -> str:
-    """The run_dir of an unchecked job: the last override, or the value in the config file."""
-    given = [word.partition("=")[2] for word in job_argv[index + 1 :] if word.startswith("run_dir=")]
-    path = find_config(job_argv[index], job_argv[0])
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return str(given[-1] if given else config["run_dir"])
-    except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: expected a config with a run_dir, got {error!r}") from error
+def _given_run_dir(overrides: Sequence[str]) -> str:
+    given = [word.partition("=")[2] for word in overrides if word.startswith("run_dir=")]
+    require(bool(given), "run_dir", "be given after the config, because the config is not checked here", None)
+    return given[-1]

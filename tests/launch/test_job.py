@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from kinemae.data_tools.exit_codes import EXIT_CONFIG
 from kinemae.launch.__main__ import main
@@ -140,8 +139,8 @@ def test_a_run_dir_that_pythonpath_would_split_is_refused(tmp_path: Path) -> Non
 def test_the_run_dir_of_an_unchecked_job_is_the_last_one_given(tmp_path: Path) -> None:
     given = prepare_job(["pretrain", DEMO, "run_dir=a", f"run_dir={tmp_path}"], {}, dry_run=False)
     assert given.run_dir == str(tmp_path)
-    of_file = prepare_job(["pretrain", DEMO], {}, dry_run=False).run_dir
-    assert of_file == str(Path(yaml.safe_load(Path(DEMO).read_text())["run_dir"]).absolute())
+    with pytest.raises(ValueError, match="run_dir must be given after the config"):
+        prepare_job(["pretrain", DEMO], {}, dry_run=False)
 
 
 def test_the_rank_takes_precedence_over_the_environment_of_the_cluster_file() -> None:
