@@ -82,7 +82,7 @@ def now() -> str:
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """Read `launch.json`. In place of a folder, `k8s:NAMESPACE/NAME` names a Kubernetes job.
+    """Read `launch.json`. In place of a folder, `k8s:NAMESPACE/KIND/NAME` names a Kubernetes job.
 
     Raises:
         ValueError: the run was not launched.

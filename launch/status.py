@@ -40,7 +40,7 @@ def add_to(parsers: Any) -> None:
 
 def _add(parsers: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
     parser = add_command(parsers, name, text, f"  kinemae launch {example}")
-    what = "the run folder, or k8s:NAMESPACE/NAME where it is not visible"
+    what = "the run folder, or k8s:NAMESPACE/KIND/NAME where it is not visible"
     parser.add_argument("run_dir", type=Path, metavar="RUN", help=what)
     return parser
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from kinemae.data_tools.overrides import require
 
@@ -17,8 +17,9 @@ class KubernetesCluster:
     """Cluster file of `launch k8s`; a node is a pod.
 
     Attributes:
-        name: name of the job; its ConfigMap is named NAME-DIGEST.
-        namespace: namespace of both.
+        manifest: `trainjob` (Kubeflow Trainer) or `jobset`.
+        name: name of the job; its other objects are named NAME-DIGEST.
+        namespace: namespace of all objects.
         image: container image in which `python -m kinemae` runs.
         python: the interpreter in the image.
         nodes, processes_per_node: pods; processes of each, one per GPU.
@@ -27,7 +28,7 @@ class KubernetesCluster:
         volumes: folders in the pods, with the persistent volume claims to mount there.
         environment: variables of each process; the manifest shows them, so no secrets.
         secrets: Secrets whose entries become environment variables of the pods.
-        labels, annotations: of the job and its pods.
+        labels, annotations: of the job, its JobSet and its pods.
         queue: Kueue's local queue; the job is created suspended.
         patch: changes of the pod template, see `patched` in `manifests.py`.
         port: port of the agents' store.
@@ -35,6 +36,7 @@ class KubernetesCluster:
         max_restarts: restarts in a row without a new checkpoint; also restarts of all pods.
     """
 
+    manifest: Literal["trainjob", "jobset"] = "trainjob"
     name: str = "kinemae"
     namespace: str = "default"
     image: str

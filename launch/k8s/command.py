@@ -18,7 +18,7 @@ from kinemae.launch.supervisor.start import add_launcher
 
 def add_to(parsers: Any) -> None:
     """Register `k8s`."""
-    text = "create a job on a Kubernetes cluster as a JobSet; paths are those inside the pods"
+    text = "create a job on a Kubernetes cluster as a TrainJob or JobSet; paths are those inside the pods"
     example = "k8s CLUSTER.yaml --dry-run -- pretrain CONFIG run_dir=/runs/a > job.yaml"
     add_launcher(parsers, "k8s", text, run, example)
 
@@ -29,15 +29,15 @@ def run(arguments: argparse.Namespace) -> int:
     objects = job_manifests(cluster, arguments.job)
     _check_config(arguments.job, cluster)
     if arguments.dry_run:
-        sys.stdout.write(to_yaml(*objects))
+        sys.stdout.write(to_yaml(objects))
         return 0
-    create_job(job_id(cluster), *objects)
+    create_job(job_id(cluster), objects)
     sys.stdout.write(f"created; to see its state: kinemae launch status k8s:{job_id(cluster)}\n")
     return 0
 
 
-def job_manifests(cluster: KubernetesCluster, job_argv: list[str]) -> tuple[Manifest, Manifest]:
-    """The objects of a job, see `manifests`.
+def job_manifests(cluster: KubernetesCluster, job_argv: list[str]) -> list[Manifest]:
+    """All objects of a job, see `manifests`.
 
     Raises:
         ValueError: run_dir is not on a volume, or the job is not a training.

@@ -1,6 +1,7 @@
-"""Create, query and cancel jobs with kubectl. A job is a JobSet, named NAMESPACE/NAME."""
+"""Create, query and cancel jobs with kubectl. A job is named NAMESPACE/KIND/NAME, see `manifests.job_id`."""
 
 import json
+import re
 import subprocess
 from contextlib import suppress
 from typing import Any
@@ -13,29 +14,36 @@ _TIMEOUT_S = 60
 _INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 
-def create_job(job: str, config_map: Manifest, job_set: Manifest) -> None:
-    """Create a job, then its ConfigMap, for which the pods wait: it is deleted with the job, its owner.
+def create_job(job: str, objects: list[Manifest]) -> None:
+    """Create the objects of a job. The job owns the others: they are deleted with it.
+
+    A TrainJob is refused without its runtime, so the others come first and get their owner afterwards.
 
     Raises:
         ValueError: the job exists, or kubectl failed; what was created is deleted again.
     """
-    namespace, name = _parts(job)
+    namespace, target, name = _parts(job)
     cancel = f"fix: set another name, or run `kinemae launch cancel k8s:{job}` and wait for the pods"
-    if _kubectl(namespace, "get", f"jobset/{name}", "--ignore-not-found", "--output=name"):
+    if _kubectl(namespace, "get", target, "--ignore-not-found", "--output=name"):
         raise ConfigError(f"name: expected a new name, got {name!r}: {job} exists; {cancel}")
     if pods := _pods(namespace, name):
         raise ConfigError(f"name: expected a new name, got {name!r}: {len(pods)} of its pods run; {cancel}")
-    given = to_yaml(job_set)
-    made = json.loads(_kubectl(namespace, "create", "--filename=-", "--output=json", given=given))
+    others = objects[:-1]
     try:
-        owner = {key: made[key] for key in ("apiVersion", "kind")}
-        owner |= {key: made["metadata"][key] for key in ("name", "uid")}
-        owned = {**config_map, "metadata": {**config_map["metadata"], "ownerReferences": [owner]}}
-        _kubectl(namespace, "apply", "--filename=-", given=to_yaml(owned))
-    except (ConfigError, KeyboardInterrupt):
-        with suppress(ConfigError):  # the first error is the one to report
-            cancel_job(job)
+        _kubectl(namespace, "apply", "--filename=-", given=to_yaml(others))
+        created = _kubectl(namespace, "create", "--filename=-", "--output=json", given=to_yaml(objects[-1:]))
+    except (ConfigError, KeyboardInterrupt) as error:
+        if "AlreadyExists" not in str(error):  # another launch of the same name and config uses the objects
+            with suppress(ConfigError):  # the first error is the one to report
+                words = ("delete", "--filename=-", "--ignore-not-found", "--wait=false")
+                _kubectl(namespace, *words, given=to_yaml(objects))
         raise
+    made = json.loads(created)
+    owner = {key: made[key] for key in ("apiVersion", "kind")}
+    owner |= {key: made["metadata"][key] for key in ("name", "uid")}
+    for other in others:
+        other["metadata"]["ownerReferences"] = [owner]
+    _kubectl(namespace, "apply", "--filename=-", given=to_yaml(others))
 
 
 def job_state(job: str) -> dict[str, Any]:
@@ -44,13 +52,13 @@ def job_state(job: str) -> dict[str, Any]:
     Raises:
         ValueError: kubectl failed, or the job's name is malformed.
     """
-    namespace, name = _parts(job)
-    shown = _kubectl(namespace, "get", f"jobset/{name}", "--ignore-not-found", "--output=json")
+    namespace, target, name = _parts(job)
+    shown = _kubectl(namespace, "get", target, "--ignore-not-found", "--output=json")
     if not shown:
         return {"state": "ended", "code": None, "message": f"{job}: deleted; launch it again to resume"}
     conditions = json.loads(shown).get("status", {}).get("conditions", [])
     true = {condition["type"]: condition for condition in conditions if condition["status"] == "True"}
-    if "Completed" in true:
+    if true.keys() & {"Complete", "Completed"}:
         return {"state": "ended", "code": 0, "message": f"{job}: {describe_exit(0)} (exit code 0)"}
     pods = _pods(namespace, name)
     if "Failed" in true:
@@ -75,8 +83,8 @@ def cancel_job(job: str) -> str:
     Raises:
         ValueError: the job does not exist, or kubectl failed.
     """
-    namespace, name = _parts(job)
-    _kubectl(namespace, "delete", f"jobset/{name}", "--cascade=foreground", "--wait=false")
+    namespace, target, _ = _parts(job)
+    _kubectl(namespace, "delete", target, "--cascade=foreground", "--wait=false")
     return f"{job}: deleted; it disappears when its pods have saved a checkpoint and ended"
 
 
@@ -86,7 +94,7 @@ def print_logs(job: str, *, rank: int, lines: int, follow: bool) -> int:
     Raises:
         ValueError: another rank, or no kubectl.
     """
-    namespace, name = _parts(job)
+    namespace, _, name = _parts(job)
     if rank:
         raise ConfigError(
             f"--rank: expected 0 for a job's pods, got {rank}; fix: give the run folder instead of {job}"
@@ -117,12 +125,12 @@ def _kubectl(namespace: str, *words: str, given: str = "") -> str:
     return ran.stdout.strip()
 
 
-def _parts(job: str) -> tuple[str, str]:
-    """Namespace and name of a job."""
-    namespace, _, name = job.partition("/")
-    if not name or "/" in name:
-        raise ConfigError(f"expected k8s:NAMESPACE/NAME, got k8s:{job}")
-    return namespace, name
+def _parts(job: str) -> tuple[str, str, str]:
+    """Namespace, KIND/NAME and NAME of a job."""
+    match = re.fullmatch(r"([^/]+)/((?:trainjob|jobset)/([^/]+))", job)
+    if match is None:
+        raise ConfigError(f"expected k8s:NAMESPACE/trainjob/NAME or k8s:NAMESPACE/jobset/NAME, got k8s:{job}")
+    return match[1], match[2], match[3]
 
 
 def _pods(namespace: str, name: str) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""Kubernetes manifests of a job: a ConfigMap and a JobSet.
+"""Kubernetes manifests of a job: Kubeflow's TrainJob, or a JobSet.
 
 A node is a pod that runs `supervisor/agent.py`, which starts the processes. A ConfigMap holds job.json and
 the config: no argument of the job is part of a command, in which Kubernetes would expand `$(NAME)`. Written
-for JobSet v0.10+ (jobset.x-k8s.io/v1alpha2).
+for Kubeflow Trainer v2.3 (trainer.kubeflow.org/v1alpha1) and JobSet v0.10+ (jobset.x-k8s.io/v1alpha2).
 """
 
 import hashlib
@@ -20,35 +20,42 @@ MOUNT = "/etc/kinemae"  # of the ConfigMap
 CONFIG, JOB = "config.yaml", "job.json"
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"  # of each pod
 RESTART_LABEL = "jobset.sigs.k8s.io/restart-attempt"  # of each pod: earlier starts of the whole job
+_TRAINER, _JOBSET = "trainer.kubeflow.org/v1alpha1", "jobset.x-k8s.io/v1alpha2"
 _LINE = 100
 _GRACE_S = 30  # time of a pod beyond the time in which its processes save
 
 
-def manifests(cluster: KubernetesCluster, job_text: str, config_text: str) -> tuple[Manifest, Manifest]:
-    """The ConfigMap and the JobSet of a job."""
+def manifests(cluster: KubernetesCluster, job_text: str, config_text: str) -> list[Manifest]:
+    """All objects of a job in the order of their creation; the job is the last."""
     digest = hashlib.sha256(f"{job_text}\0{config_text}".encode()).hexdigest()[:8]
     source = f"{cluster.name}-{digest}"
-    config_map = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": _metadata(cluster, source),
-        "immutable": True,
-        "data": {JOB: job_text, CONFIG: config_text},
+    entries = {"immutable": True, "data": {JOB: job_text, CONFIG: config_text}}
+    config_map = {**_header("v1", "ConfigMap", source, cluster), **entries}
+    build = _train_job if cluster.manifest == "trainjob" else _job_set
+    return [config_map, *build(cluster, source)]
+
+
+def _train_job(cluster: KubernetesCluster, source: str) -> list[Manifest]:
+    """A TrainJob with its own TrainingRuntime, which holds the pod.
+
+    The overrides of a shared runtime have other names in each version of Kubeflow Trainer.
+    """
+    job_set = _job_set_spec(cluster, source)
+    job_set["replicatedJobs"][0]["template"]["metadata"] = {
+        "labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
     }
-    metadata, spec = _metadata(cluster, cluster.name), _job_set_spec(cluster, source)
-    metadata["labels"] |= cluster.labels
-    if cluster.annotations:
-        metadata["annotations"] = cluster.annotations
-    if cluster.queue:
-        metadata["labels"]["kueue.x-k8s.io/queue-name"] = cluster.queue
-        spec = {"suspend": True, **spec}
-    job_set = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": metadata, "spec": spec}
-    return config_map, job_set
+    template = {**_own_metadata(cluster), "spec": job_set}
+    runtime = {
+        **_header(_TRAINER, "TrainingRuntime", source, cluster),
+        "spec": {"mlPolicy": {"numNodes": cluster.nodes, "torch": {}}, "template": template},
+    }
+    reference = {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": source}
+    trainer = {"numNodes": cluster.nodes, "numProcPerNode": cluster.processes_per_node}
+    return [runtime, _job(_TRAINER, "TrainJob", cluster, {"runtimeRef": reference, "trainer": trainer})]
 
 
-def _metadata(cluster: KubernetesCluster, name: str) -> Manifest:
-    labels = {"app.kubernetes.io/instance": cluster.name}
-    return {"name": name, "namespace": cluster.namespace, "labels": labels}
+def _job_set(cluster: KubernetesCluster, source: str) -> list[Manifest]:
+    return [_job(_JOBSET, "JobSet", cluster, _job_set_spec(cluster, source))]
 
 
 def _job_set_spec(cluster: KubernetesCluster, source: str) -> Manifest:
@@ -125,9 +132,7 @@ def _pod_template(cluster: KubernetesCluster, source: str) -> Manifest:
             *claims,
         ],
     }
-    own = {"labels": dict(cluster.labels), "annotations": dict(cluster.annotations)}
-    metadata = {key: value for key, value in own.items() if value}
-    return {**({"metadata": metadata} if metadata else {}), "spec": spec}
+    return {**_own_metadata(cluster), "spec": spec}
 
 
 def _agent_command(cluster: KubernetesCluster) -> list[str]:
@@ -147,7 +152,7 @@ def _agent_command(cluster: KubernetesCluster) -> list[str]:
 
 def job_id(cluster: KubernetesCluster) -> str:
     """The name of a job in the record of its run, and after `k8s:` for `launch status`."""
-    return f"{cluster.namespace}/{cluster.name}"
+    return f"{cluster.namespace}/{cluster.manifest}/{cluster.name}"
 
 
 def patched(template: Manifest, patch: Manifest) -> Manifest:
@@ -186,7 +191,30 @@ def _is_named(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, dict) and "name" in entry for entry in value)
 
 
-def to_yaml(*objects: Manifest) -> str:
+def _job(version: str, kind: str, cluster: KubernetesCluster, spec: Manifest) -> Manifest:
+    header = _header(version, kind, cluster.name, cluster)
+    header["metadata"]["labels"] |= cluster.labels
+    if cluster.annotations:
+        header["metadata"]["annotations"] = cluster.annotations
+    if cluster.queue:
+        header["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = cluster.queue
+        spec = {"suspend": True, **spec}
+    return {**header, "spec": spec}
+
+
+def _own_metadata(cluster: KubernetesCluster) -> Manifest:
+    given = {"labels": dict(cluster.labels), "annotations": dict(cluster.annotations)}
+    metadata = {key: value for key, value in given.items() if value}
+    return {"metadata": metadata} if metadata else {}
+
+
+def _header(version: str, kind: str, name: str, cluster: KubernetesCluster) -> Manifest:
+    labels = {"app.kubernetes.io/instance": cluster.name}
+    metadata = {"name": name, "namespace": cluster.namespace, "labels": labels}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata}
+
+
+def to_yaml(objects: list[Manifest]) -> str:
     """The manifests as a stream of YAML documents."""
     return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_LINE)
 

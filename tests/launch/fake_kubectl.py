@@ -1,8 +1,8 @@
 """A stand-in for kubectl and the cluster behind it: objects in a file, every word of a command checked.
 
-It refuses a second object of a name, the image `refused`, the image `late` as if another launch were faster,
-and the ConfigMap of the image `no-quota`. It deletes what a deleted object owns. It does not start pods: a
-test writes `pods.json`. `python fake_kubectl.py FOLDER ...`.
+It refuses a TrainJob without its runtime, a second object of a name, the image `refused`, and the image
+`late` as if another launch were faster. It deletes what a deleted object owns. It does not start pods: a test
+writes `pods.json`. `python fake_kubectl.py FOLDER ...`.
 """
 
 import json
@@ -56,8 +56,6 @@ def read() -> dict[str, Any]:
 def apply(words: list[str], objects: dict[str, Any]) -> str:
     assert words == ["--filename=-"], words
     for name, one in read().items():
-        if image_of(objects["jobset/kinemae-base"]) == "no-quota":
-            fail("(Forbidden): exceeded quota: configmaps")
         one["metadata"]["uid"] = objects.get(name, {}).get("metadata", {}).get("uid", f"uid of {name}")
         objects[name] = one
     return "applied\n"
@@ -68,7 +66,13 @@ def create(words: list[str], objects: dict[str, Any]) -> str:
     [(name, one)] = read().items()
     if name in objects:
         fail(f"(AlreadyExists): {name} already exists")
-    image = image_of(one)
+    spec = one["spec"]
+    if one["kind"] == "TrainJob":
+        runtime = f"trainingruntime/{spec['runtimeRef']['name']}"
+        if runtime not in objects:
+            fail("(Forbidden): specified trainingRuntime must be created before the TrainJob is created")
+        spec = objects[runtime]["spec"]["template"]["spec"]
+    image = spec["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]["image"]
     if image == "late":
         fail(f"(AlreadyExists): {name} already exists")
     if image == "refused":
@@ -78,16 +82,15 @@ def create(words: list[str], objects: dict[str, Any]) -> str:
     return json.dumps(one)
 
 
-def image_of(job_set: dict[str, Any]) -> Any:
-    job = job_set["spec"]["replicatedJobs"][0]["template"]["spec"]
-    return job["template"]["spec"]["containers"][0]["image"]
-
-
 def delete(words: list[str], objects: dict[str, Any]) -> str:
-    assert words[1:] == ["--cascade=foreground", "--wait=false"], words
-    gone = words[:1]
-    if words[0] not in objects:
-        fail(f"(NotFound): {words[0]} not found")
+    if words[0] == "--filename=-":
+        assert words[1:] == ["--ignore-not-found", "--wait=false"], words
+        gone = list(read())
+    else:
+        assert words[1:] == ["--cascade=foreground", "--wait=false"], words
+        gone = words[:1]
+        if words[0] not in objects:
+            fail(f"(NotFound): {words[0]} not found")
     uids = {objects[name]["metadata"]["uid"] for name in gone if name in objects}
     for name, one in list(objects.items()):
         owners = {owner["uid"] for owner in one["metadata"].get("ownerReferences", [])}

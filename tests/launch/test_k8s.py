@@ -24,6 +24,7 @@ from tests.launch.test_slurm import EXPECTED, neutral
 
 SHIPPED = REPO / "configs" / "cluster" / "kubernetes.yaml"
 DEMO = str(REPO / "configs" / "pretrain" / "demo.yaml")
+KINDS = ("trainjob", "jobset")
 PATCH = """
 metadata: {labels: {team: video}}
 spec:
@@ -51,33 +52,40 @@ ALL_KEYS = [
 ]
 
 
-def text_of(*overrides: str) -> str:
-    cluster = read_cluster(KubernetesCluster, SHIPPED, overrides)
-    return to_yaml(*job_manifests(cluster, ["pretrain", DEMO, "run_dir=/runs/a", 'x=it\'s $(a) "b"\nc: ä']))
+def text_of(kind: str, *overrides: str) -> str:
+    cluster = read_cluster(KubernetesCluster, SHIPPED, [f"manifest={kind}", *overrides])
+    return to_yaml(job_manifests(cluster, ["pretrain", DEMO, "run_dir=/runs/a", 'x=it\'s $(a) "b"\nc: ä']))
 
 
-def objects_of(*overrides: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(text_of(*overrides)))
+def objects_of(kind: str, *overrides: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(text_of(kind, *overrides)))
 
 
-def pods_of(*overrides: str) -> dict[str, Any]:
-    """The template of the pods."""
-    job = objects_of(*overrides)[1]["spec"]["replicatedJobs"][0]["template"]["spec"]
-    return dict(job["template"])
+def pods_of(kind: str, *overrides: str) -> list[dict[str, Any]]:
+    """Every PodSpec of the manifests."""
 
+    def within(value: Any) -> list[dict[str, Any]]:
+        if isinstance(value, list):
+            return [pod for entry in value for pod in within(entry)]
+        if not isinstance(value, dict):
+            return []
+        return [value] if "containers" in value else within(list(value.values()))
 
-def pod_of(*overrides: str) -> dict[str, Any]:
-    return dict(pods_of(*overrides)["spec"])
+    return within(objects_of(kind, *overrides))
 
 
 @pytest.mark.parametrize("overrides", [[], ALL_KEYS], ids=["shipped", "all keys"])
-def test_every_object_matches_its_published_schema(overrides: list[str]) -> None:
-    for made in objects_of(*overrides):
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_object_matches_its_published_schema(kind: str, overrides: list[str]) -> None:
+    objects = objects_of(kind, *overrides)
+    assert len(objects) == (3 if kind == "trainjob" else 2)
+    for made in objects:
         check(made)
 
 
-def test_the_schemas_reject_a_wrong_key_and_a_wrong_type() -> None:
-    made = objects_of()[1]
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_schemas_reject_a_wrong_key_and_a_wrong_type(kind: str) -> None:
+    made = objects_of(kind)[1]
     for path, value in ((["spec", "wrong"], 1), (["metadata", "name"], 3)):
         broken = copy.deepcopy(made)
         place = broken
@@ -88,28 +96,33 @@ def test_the_schemas_reject_a_wrong_key_and_a_wrong_type() -> None:
             check(broken)
 
 
-def test_a_dry_run_prints_the_manifests() -> None:
-    text = neutral(text_of())
-    assert text == (EXPECTED / "k8s.yaml").read_text(encoding="utf-8")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dry_run_prints_the_manifests(kind: str) -> None:
+    assert neutral(text_of(kind)) == (EXPECTED / f"k8s_{kind}.yaml").read_text(encoding="utf-8")
 
 
-def test_all_objects_but_the_config_fit_on_a_page() -> None:
-    config, job = text_of().split("---\n", 1)
-    assert "kind: ConfigMap" in config and len(job.splitlines()) <= 50
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_objects_but_the_config_fit_on_a_page(kind: str) -> None:
+    config, job = text_of(kind).split("---\n", 1)
+    assert "kind: ConfigMap" in config and len(job.splitlines()) <= {"trainjob": 63, "jobset": 50}[kind]
 
 
-def test_a_pod_has_shared_memory_time_to_save_and_names_of_secrets_only() -> None:
-    pod = pod_of(*ALL_KEYS)
-    assert {"medium": "Memory", "sizeLimit": "64Gi"} in [entry.get("emptyDir") for entry in pod["volumes"]]
-    assert pod["terminationGracePeriodSeconds"] > 120
-    node = pod["containers"][0]
-    assert node["envFrom"] == [{"secretRef": {"name": "s3-reader"}}]
-    assert [variable["name"] for variable in node["env"]] == ["RESTART"]
-    assert isinstance(node["command"], list)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pod_has_shared_memory_time_to_save_and_names_of_secrets_only(kind: str) -> None:
+    for pod in pods_of(kind, *ALL_KEYS):
+        assert {"medium": "Memory", "sizeLimit": "64Gi"} in [
+            entry.get("emptyDir") for entry in pod["volumes"]
+        ]
+        assert pod["terminationGracePeriodSeconds"] > 120
+        node = pod["containers"][0]
+        assert node["envFrom"] == [{"secretRef": {"name": "s3-reader"}}]
+        assert [variable["name"] for variable in node["env"]] == ["RESTART"]
+        assert isinstance(node["command"], list)
 
 
-def test_a_patch_merges_mappings_and_named_entries_into_the_pod() -> None:
-    plain, pod = pod_of(), pod_of(*ALL_KEYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_patch_merges_mappings_and_named_entries_into_the_pod(kind: str) -> None:
+    [plain], [pod] = pods_of(kind), pods_of(kind, *ALL_KEYS)
     node, exporter = pod["containers"]
     assert exporter == {"name": "exporter", "image": "dcgm"}
     assert node["image"] == plain["containers"][0]["image"]
@@ -124,13 +137,16 @@ def test_a_patch_merges_mappings_and_named_entries_into_the_pod() -> None:
 
 def test_a_patch_removes_and_replaces() -> None:
     patch = "patch={spec: {terminationGracePeriodSeconds: 900, restartPolicy: null}}"
-    pod = pod_of(patch)
+    [pod] = pods_of("jobset", patch)
     assert pod["terminationGracePeriodSeconds"] == 900 and "restartPolicy" not in pod
 
 
-def test_labels_and_annotations_are_on_the_job_and_its_pods() -> None:
-    job, pods = objects_of(*ALL_KEYS)[1], pods_of(*ALL_KEYS)
-    for part in (job, pods):
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_and_annotations_are_on_the_job_its_jobset_and_its_pods(kind: str) -> None:
+    _, *_, job = objects = objects_of(kind, *ALL_KEYS)
+    jobset = job if kind == "jobset" else objects[1]["spec"]["template"]
+    pods = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    for part in (job, jobset, pods):
         assert part["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "high"
         assert part["metadata"]["annotations"] == {"alpha.jobset.sigs.k8s.io/exclusive-topology": "rack"}
     assert pods["metadata"]["labels"]["team"] == "video"
@@ -140,7 +156,7 @@ def test_labels_and_annotations_are_on_the_job_and_its_pods() -> None:
 
 
 def test_exit_codes_decide_about_restarts() -> None:
-    spec = objects_of()[1]["spec"]
+    spec = objects_of("jobset")[1]["spec"]
     rules = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
     assert [(rule["action"], rule.get("onExitCodes", {}).get("values")) for rule in rules] == [
         ("FailJob", [2, 3, 4, 6, 75]),
@@ -166,13 +182,22 @@ def test_the_config_map_is_named_by_its_content_and_used_by_the_pods() -> None:
     cluster = read_cluster(KubernetesCluster, SHIPPED, [])
     names = set()
     for seed in (1, 1, 2):
-        config, job = job_manifests(cluster, ["pretrain", DEMO, "run_dir=/runs/a", f"seed={seed}"])
+        config, runtime, job = job_manifests(cluster, ["pretrain", DEMO, "run_dir=/runs/a", f"seed={seed}"])
         name = config["metadata"]["name"]
-        pods = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
-        assert pods["spec"]["volumes"][0]["configMap"]["name"] == name
+        template = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+        assert template["spec"]["volumes"][0]["configMap"]["name"] == name
+        assert job["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"] == name
         assert job["metadata"]["name"] == "kinemae-base" and config["immutable"]
         names.add(name)
     assert len(names) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_node_is_one_pod(kind: str) -> None:
+    objects = objects_of(kind, "nodes=1")
+    for made in objects:
+        check(made)
+    assert len(pods_of(kind, "nodes=1")) == 1
 
 
 @pytest.mark.processes
@@ -183,7 +208,7 @@ def test_the_command_of_a_pod_really_starts_its_processes(tmp_path: Path, code: 
     given = replace(job, argv=[*job.argv, "x=$(RANK)"], policy={"max_restarts": 1})
     (tmp_path / "job.json").write_text(given.to_json())
     words = ["nodes=1", "processes_per_node=2", f"python={sys.executable}"]
-    command = pod_of(*words)["containers"][0]["command"]
+    command = pods_of("jobset", *words)[0]["containers"][0]["command"]
     places = {
         "$(JOB_COMPLETION_INDEX)": "0",
         "$(RESTART)": "18",
@@ -199,7 +224,7 @@ def test_the_command_of_a_pod_really_starts_its_processes(tmp_path: Path, code: 
     assert {line["MASTER_ADDR"] for line in lines} == {"127.0.0.1"}
     record = read_record(Path(job.run_dir))
     assert record["attempt"] == 1 + code
-    assert (record["kind"], record["job_id"]) == ("k8s", "default/kinemae-base")
+    assert (record["kind"], record["job_id"]) == ("k8s", "default/jobset/kinemae-base")
     assert all("x=$(RANK)" in line["argv"] for line in lines)  # type: ignore[operator]
 
 
@@ -209,7 +234,7 @@ def test_a_wrong_config_is_refused_here_and_absent_data_is_not(tmp_path: Path) -
     ran = run_module(*words, "batch.global_clip=8", check=False)
     assert ran.returncode == 2 and "batch.global_clip" in ran.stderr and ran.stdout == ""
     fine = run_module(*words, "data.shards=/shards/train")
-    assert "the data is not on this machine" in fine.stderr and "kind: JobSet" in fine.stdout
+    assert "the data is not on this machine" in fine.stderr and "kind: TrainJob" in fine.stdout
 
 
 @pytest.mark.parametrize(
@@ -220,6 +245,7 @@ def test_a_wrong_config_is_refused_here_and_absent_data_is_not(tmp_path: Path) -
             "name=Mine",
             "name must be 1 to 40 lower-case letters, digits and dashes, beginning with a letter, got 'Mine'",
         ),
+        ("manifest=pod", "manifest.*'pod'.*trainjob"),
         ("gpus_per_node=8", "config key gpus_per_node: unknown key; did you mean resources"),
         ("volumes.runs=claim", "volumes must contain absolute folders inside the pods, got 'runs'"),
         ("environment.AWS_SECRET_ACCESS_KEY=x", "environment must contain no secrets; fix: use a Secret"),
@@ -236,4 +262,4 @@ def test_a_wrong_config_is_refused_here_and_absent_data_is_not(tmp_path: Path) -
 )
 def test_a_wrong_cluster_file_is_refused_by_key(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        text_of(override)
+        text_of("jobset", override)
