@@ -109,7 +109,6 @@ def make_plan(cost: dict[str, Any], machines: Resolved) -> dict[str, Any]:
         "tokens": cost["tokens"],
         "parameters": parameters,
         "flops": cost["flops"],
-        "held_bytes_of_a_clip": {name: cost[name]["held"]["per_clip"] for name in ("plain", "recomputed")},
         "memory": memory_table(cost, batch.micro, machines),
         "checkpoint": {"bytes": saved, "on_disk_bytes": saved * run["keep_checkpoints"]},
         "step": {

@@ -13,7 +13,7 @@ def as_text(plan: dict[str, Any]) -> str:
 def _summary(plan: dict[str, Any]) -> list[str]:
     run, machines, batch = plan["run"], plan["machines"], plan["batch"]
     tokens, parameters, flops = plan["tokens"], plan["parameters"], plan["flops"]
-    held, saved = plan["held_bytes_of_a_clip"], plan["checkpoint"]
+    saved = plan["checkpoint"]
     return [
         f"{run['steps']} steps of {run['global_clips']} clips on {machines['world']} {machines['device']} in "
         f"nodes: {machines['nodes']}; ZeRO {run['zero_stage']}, {run['precision']}",
@@ -27,8 +27,6 @@ def _summary(plan: dict[str, Any]) -> list[str]:
         f"FLOPs        per clip {short(flops['forward'])} forward (encoder {short(flops['encoder'])}, "
         f"decoder {short(flops['decoder'])}, target {short(flops['target'])}), "
         f"{short(flops['backward'])} backward; per update {short(flops['update'])}",
-        f"activations  per clip {short(held['plain'])}B, {short(held['recomputed'])}B with "
-        "engine.activation_checkpointing",
         f"checkpoint   {saved['bytes'] / 1e9:.2f} GB, {saved['on_disk_bytes'] / 1e9:.1f} GB on disk",
     ]
 

@@ -188,7 +188,6 @@ def test_the_text_shows_numbers_and_assumptions(config: Path, capsys: pytest.Cap
         "parameters",
         "tokens",
         "FLOPs",
-        "activations",
         "checkpoint",
         "prediction",
         "reading",
