@@ -103,13 +103,13 @@ def scene_at(place: str, folder: Path, config: Path) -> Iterator[Scene]:
 
 
 def table(runs: list[Run]) -> str:
-    """Markdown table: fault, consequence, count, and median and longest times."""
+    """Markdown table: fault, reaction, count, and median and longest times."""
     found: dict[tuple[str, str], list[FaultResult]] = defaultdict(list)
     for run in runs:
         for kept in run.kept:
             found[kept.fault.name, run.place].append(kept)
     rows = [
-        "| fault | place | consequence | count | s to consequence | s to progress | steps repeated |",
+        "| fault | place | reaction | count | s to reaction | s to progress | steps repeated |",
         "|---|---|---|---|---|---|---|",
     ]
     for (name, place), kepts in sorted(found.items()):
