@@ -175,7 +175,8 @@ class DataSetChange:
     def _replace(self, state: bytes) -> None:
         """Replace the current dataset.json if it is still there; S3 compares it when it is replaced."""
         target = self.folder / DATASET_NAME
-        etag = "" if self._current is None else target.etag()  # before the read, which it must not follow
+        # The etag is read before the content: a later one could belong to a newer state.
+        etag = "" if self._current is None else target.etag()
         if _read(self.folder) != self._current:
             raise self._changed()
         try:
@@ -186,7 +187,7 @@ class DataSetChange:
             raise
 
     def drop(self, role: str) -> None:
-        """Let the next state have no file of a role."""
+        """Remove the file of a role from the next state."""
         self._files[role] = None
 
     def _left_behind(self) -> set[str]:
@@ -214,14 +215,14 @@ class DataSetChange:
 
 
 def delete_previous(folder: Location) -> None:
-    """Delete the files of the state before the present one; readers of that state fail."""
+    """Delete the files of the previous state; readers of that state fail."""
     with DataSetChange(folder):
         for name in sorted(_known_files(_read(folder))[1]):
             (folder / name).remove()
 
 
 def _known_files(current: bytes | None) -> tuple[dict[str, DataFile], set[str]]:
-    """The files of a state by role, and the names of those of the state before."""
+    """The files of a state by role, and the names of the files of the previous state."""
     try:
         description = json.loads(current or b"{}")
         previous = {name for name in description.get("previous", ()) if _DELETABLE.fullmatch(name)}

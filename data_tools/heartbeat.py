@@ -33,7 +33,7 @@ class Listener:
         """Handle a heartbeat: a piece of the work is done."""
 
     def storage_read(self, limit_s: float | None) -> None:
-        """Handle the begin of a sample's read, with its time limit without progress, or its end (None)."""
+        """Handle the start of a sample's read, with its time limit without progress, or its end (None)."""
 
     def outage(self, reason: str) -> None:
         """Handle an outage of a storage; an empty reason means that it answers again."""

@@ -262,7 +262,7 @@ class ShardIndex:
 
         Args:
             positions: the rows; repeats are allowed.
-            window_s: for each row, begin and end of the time window from which frames are taken, in seconds
+            window_s: for each row, start and end of the time window from which frames are taken, in seconds
                 from the start of the sample. A frame belongs to a window if its middle lies inside.
             columns: values of replaced or added columns, one per row, None for null.
             classes: names of the classes of a replaced `label`.

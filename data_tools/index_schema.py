@@ -60,7 +60,7 @@ class VideoInfo:
 class Sample:
     """One row of the index; see `COLUMNS` for the fields.
 
-    `window_s`, of a view only, is the time window from which frames are taken: begin and end in seconds from
+    `window_s`, of a view only, is the time window from which frames are taken: start and end in seconds from
     the start of the sample.
     """
 

@@ -15,7 +15,7 @@ class IndexView:
 
     Attributes:
         position_R: int64, position of each row in the data set; repeats are allowed.
-        window_R2: float64, begin and end in seconds from the start of the sample; None for whole samples.
+        window_R2: float64, start and end in seconds from the start of the sample; None for whole samples.
         columns: values that replace a column or add one, by name; one value per row, None for null.
         classes: the classes of `label`; None for those of the data set.
     """

@@ -130,7 +130,7 @@ def check_tree(node: yaml.Node | None, key: str) -> None:
 
 
 def as_overrides(tree: Mapping[str, Any]) -> list[str]:
-    """Write a nested mapping of keys to values as overrides; `~` at the begin of a text is the home folder.
+    """Write a nested mapping of keys to values as overrides; `~` at the start of a text is the home folder.
 
     Raises:
         ValueError: a value that YAML does not have.

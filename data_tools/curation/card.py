@@ -136,7 +136,7 @@ def _data_files(collection: Collection) -> dict[str, str | list[str]]:
 
 
 def _use(collection: Collection) -> str:
-    """Programs that load the first split."""
+    """Code examples that load the first split."""
     files, first = _data_files(collection), collection.splits[0]
     clips = _CLIPS.format(folder=first or ".")
     if first in files:
@@ -242,6 +242,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text that cannot end its cell or begin markup."""
+    """Escape a text so that it neither ends its cell nor begins markup."""
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
     return " ".join(escaped.split())

@@ -111,7 +111,7 @@ def near_duplicate_groups(
 
 
 def _distinct(words_NX: np.ndarray, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """The number of the distinct hash of each hash; and the distinct hashes, which are fewer than 2 ** 31."""
+    """Position of each hash in the list of distinct hashes, and this list; there are fewer than 2 ** 31."""
     assert len(words_NX) < 1 << 31
     order_N = np.lexsort(words_NX.T)
     which_N = np.empty(len(order_N), np.int32)

@@ -21,8 +21,8 @@ class CompactConfig:
     """Config of `compact`.
 
     Attributes:
-        previous: the tars that are replaced: "keep" leaves them to the next change of the data set, so that
-            running readers can end; "delete" deletes them now, with the old index.
+        previous: the tars that are replaced: "keep" lets the next change of the data set delete them, so that
+            running readers can finish; "delete" deletes them now, with the old index.
     """
 
     previous: Literal["keep", "delete"] = "keep"

@@ -11,12 +11,12 @@ from kinemae.data_tools.folder_checks import list_data_sets
 from kinemae.data_tools.index import DATASET_NAME, open_index
 from kinemae.data_tools.storage.location import Location, location
 
-# Of a killed command, named by their content; or of parts of `shard`, which `merge` leaves in place.
+# Tars that a killed command left, named by their content, or tars of parts of `shard`, which `merge` keeps.
 _EXPECTED = re.compile(r"(shard-(\d{6}~[0-9a-f]{8}|[0-9a-f]{8}-\d{6})|part-\d+-of-\d+-\d+)\.tar")
 
 
 def is_complete(folder: Location, made_by: Mapping[str, Any]) -> bool:
-    """Whether a folder holds the result of a command already.
+    """Check whether a folder already holds the result of a command.
 
     Args:
         made_by: fields of the result's `made_by` that identify command, options and sources.
@@ -59,7 +59,7 @@ def beside(folder: Location, name: str) -> Location:
 
 
 def _above(folder: Location, name: str) -> list[Location]:
-    """A file in each folder that holds a folder; at a URL in the two next ones."""
+    """The path of a file in each ancestor of a folder; at a URL, in its two nearest ancestors."""
     if folder.path is None:
         return [folder / f"../{name}", folder / f"../../{name}"]
     return [location(parent / name) for parent in Path(os.path.abspath(folder.path)).parents]

@@ -26,7 +26,7 @@ from kinemae.data_tools.sharding.rejects import NOTES_NAME, check_rejects, read_
 from kinemae.data_tools.storage.location import Location
 
 _SHOWN = 5
-_SAME = ("source", "config", "manifest", "limits")  # of the states of all parts
+_SAME = ("source", "config", "manifest", "limits")  # fields that are equal in the states of all parts
 _Parts = Mapping[Part, Location]
 
 

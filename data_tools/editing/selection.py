@@ -45,7 +45,7 @@ class SelectionConfig:
 
 
 def choose(sets: Mapping[str, ShardIndex], config: SelectionConfig) -> dict[str, np.ndarray]:
-    """The chosen samples of data sets: for each, a value per row of its file, also for removed rows.
+    """Mark the chosen samples of data sets: one boolean per row of each index file, also for removed rows.
 
     A key must be in one of the data sets; it may be that of a removed row.
 

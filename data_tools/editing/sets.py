@@ -82,7 +82,7 @@ def joined_columns(indexes: Sequence[ShardIndex]) -> dict[str, pa.DataType]:
 
 
 def repeated_rows(indexes: Sequence[ShardIndex]) -> list[np.ndarray]:
-    """For each data set, the rows of its file whose key an earlier row of one of the data sets has.
+    """Find rows whose key occurs in an earlier row of any of the data sets; for each data set, its rows.
 
     Removed rows do not count.
     """

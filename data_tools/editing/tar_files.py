@@ -134,7 +134,7 @@ class TarWriter:
         return offsets
 
     def finish(self, name: str, samples: int) -> Shard:
-        """Close the tar and give it its name; `{digest}` in it becomes the begin of its sha256."""
+        """Close the tar and give it its name; `{digest}` in it becomes the start of its sha256."""
         with writing_to(self._path.parent):
             self._tar.close()
             self._file.close()

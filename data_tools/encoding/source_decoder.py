@@ -193,7 +193,7 @@ def _noted_aspect(aspect: Fraction, notes: list[str]) -> Fraction:
 def _on_screen_from(
     start_s: float, timed: Iterator[tuple[float, VideoFrame]]
 ) -> Iterator[tuple[float, VideoFrame]]:
-    """Skip the frames that have left the screen at the start."""
+    """Skip the frames that are no longer displayed at the start."""
     shown = None
     for entry in timed:
         if shown is not None and entry[0] > start_s:

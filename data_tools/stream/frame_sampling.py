@@ -94,7 +94,7 @@ class SlidingClips:
 
     Attributes:
         overlap: fraction of a clip that the next clip shows again, at the configured step.
-        step_s: seconds from the begin of a clip to the begin of the next; replaces `overlap`.
+        step_s: seconds from the start of a clip to the start of the next; replaces `overlap`.
     """
 
     ALTERNATIVES: ClassVar[tuple[str, ...]] = ("overlap", "step_s")
@@ -177,7 +177,7 @@ def timestamps_from_s(sample: Sample, clip: ClipConfig, start_s: float) -> list[
 
 
 def clip_span_s(sample: Sample, clip: ClipConfig) -> float:
-    """Duration of a dense clip: from the begin of its first frame to the end of its last frame."""
+    """Duration of a dense clip: from the start of its first frame to the end of its last frame."""
     return ((clip.frames - 1) * frames_between(sample, clip) + 1) * sample.duration_s / sample.frames
 
 

@@ -39,7 +39,7 @@ _FINETUNING_KEYS = (
     "drop_path",
     "seed",
 )
-# Licences of the published weights by the begin of the format's name, as in docs/which-checkpoint.md.
+# Licences of the published weights by the start of the format's name, as in docs/which-checkpoint.md.
 _PUBLISHED = {
     "VideoMAE": "CC BY-NC 4.0, not commercial (V1, and V2 on the hub); Apache 2.0 (V2 distilled)",
     "MAE-ST": "CC BY-NC 4.0, not commercial",

@@ -29,7 +29,7 @@ class PyramidHead(Head):
         centre              of the position
         size                of the position
 
-    All times are fractions of the clip: 0 is the begin of the first slice, 1 the end of the last. A position
+    All times are fractions of the clip: 0 is the start of the first slice, 1 the end of the last. A position
     predicts the segment from centre - distance to start to centre + distance to end.
 
     Distances come from a softplus, where the paper has a ReLU, whose gradient can vanish for good.

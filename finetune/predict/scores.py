@@ -25,7 +25,7 @@ _DECIMALS = 6  # of times in seconds
 
 
 class Segment(NamedTuple):
-    """A detected event: begin and end in seconds, name of its class and probability."""
+    """A detected event: start and end in seconds, name of its class and probability."""
 
     start_s: float
     end_s: float
@@ -173,7 +173,7 @@ def joined(values: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def window_times(time_VT: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return begin and end of windows in seconds, from the times in the middle of their frames."""
+    """Return start and end of windows in seconds, from the times in the middle of their frames."""
     time_WT = time_VT.double().numpy()
     steps_WX = np.diff(time_WT, axis=1)
     half_s = float(steps_WX.max()) / 2 if steps_WX.size else 0.0

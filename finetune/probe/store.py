@@ -82,7 +82,7 @@ class Provenance:
 
 
 def differences(own: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    """Describe how a stored provenance differs from the own one."""
+    """Describe how a stored provenance differs from the expected one."""
     found = []
     for name in {**own, **stored}:
         here, other = own.get(name), stored.get(name)
@@ -225,7 +225,7 @@ class Features:
         layers: by layer, features_SVX, memory-mapped or in memory; pooled statistics are mean and deviation,
             of all tokens or of each slice (features_SVtX).
         kind: "statistics", "slices", "tokens", or "vectors" of unknown origin.
-        time_SVT: timestamps of the frames; NaN for skipped samples and foreign features.
+        time_SVT: timestamps of the frames; NaN for skipped samples and features of other software.
         readable: positions of the samples with features.
         skipped: by position, the reason why a sample could not be read.
         seconds: time of reading and encoding, summed over processes.

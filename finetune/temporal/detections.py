@@ -12,7 +12,7 @@ _CANDIDATES = 2000  # of a video before suppression, as in ActionFormer
 class ClipTimes(NamedTuple):
     """Times of a clip: a piecewise linear map between fractions of the clip and seconds.
 
-    Fraction 0 is the begin of the first frame, 1 the end of the last. The repeated frames with which a short
+    Fraction 0 is the start of the first frame, 1 the end of the last. The repeated frames with which a short
     video is padded all have the time of its end.
     """
 

@@ -30,7 +30,7 @@ KEYS = (
 
 _FRAMES = ("clip.stride", "clip.fps", "clip.sampling")
 EXCLUDING = {key: _FRAMES for key in _FRAMES}
-"""A choice of the user that excludes a key, besides the key itself."""
+"""Keys whose choice by the user prevents a rule from setting a key, besides the key itself."""
 
 SIDES = {"cpu": (32, 48, 64), "cuda": (32, 48, 64, 80, 96, 112, 128, 160, 192, 224)}
 SIZES = ("tiny", "small", "base", "large")

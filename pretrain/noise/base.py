@@ -31,7 +31,7 @@ class Strength:
         schedule: "constant": the factor is 1. "linear" or "cosine" (half a period): the factor changes from
             `start` to `end`.
         start, end: the factor before and after the ramp.
-        ramp_start, ramp_end: begin and end of the ramp as fractions of the run.
+        ramp_start, ramp_end: start and end of the ramp as fractions of the run.
     """
 
     min_level: float = 0.0

@@ -15,8 +15,8 @@ class WeightAverage(nn.Module):
     """A model with a moving average of its trained weights, which the engine updates after each step.
 
     The decay rises from 2/11 at the first update as (1 + n) / (10 + n), with the number n of updates, up to
-    `decay`, as in TensorFlow's ExponentialMovingAverage: initial weights are replaced soon. It depends
-    on the step only. Frozen weights and buffers have no average.
+    `decay`, as in TensorFlow's ExponentialMovingAverage, so initial weights soon have little influence. It
+    depends on the step only. Frozen weights and buffers have no average.
 
     Args:
         decay: the largest decay.

@@ -22,7 +22,7 @@ class TeacherTarget(EncoderTarget):
     frames are then taken at their nearest times and pixels interpolated. It uses its own normalization of
     pixels. It is not part of the checkpoints and is loaded at each start.
 
-    Differences to SALT: those to V-JEPA of `features`, and here the teacher's features are layer-normalized.
+    Differences to SALT: those of `FeatureTarget` to V-JEPA, and the teacher's features are layer-normalized.
 
     Args:
         encoder: folder of an exported encoder, such as `RUN/encoder`.
