@@ -153,7 +153,7 @@ class TarReader(Iterator[RawSample]):
         if video_members(sample):
             return True
         if "video" not in self._warnings:
-            what = "%s: a sample without a video is passed over, first %s"
+            what = "%s: a sample without a video is skipped, first %s"
             log.warning(what, sample["__tar__"], sample["__key__"])
         self._warnings.add("video")
         return False

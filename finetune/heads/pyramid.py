@@ -32,7 +32,7 @@ class PyramidHead(Head):
     All times are fractions of the clip: 0 is the start of the first slice, 1 the end of the last. A position
     predicts the segment from centre - distance to start to centre + distance to end.
 
-    Distances come from a softplus, where the paper has a ReLU, whose gradient can vanish for good.
+    Distances come from a softplus, where the paper has a ReLU, whose gradient can become permanently zero.
 
     Args:
         width: values per token.

@@ -45,8 +45,8 @@ class Split:
 
     Attributes:
         key: config key and place, for messages.
-        folder, provenance, state: of its store; None, None and "complete" for foreign features.
-        external: foreign features.
+        folder, provenance, state: of its store; None, None and "complete" for features of other software.
+        external: features of other software.
     """
 
     name: str
@@ -81,8 +81,8 @@ class ProbedEncoder:
 
     Attributes:
         name: of its folders and rows.
-        source: None for foreign features.
-        layers: numbers of its blocks; [0] for foreign features.
+        source: None for features of other software.
+        layers: numbers of its blocks; [0] for features of other software.
     """
 
     name: str
@@ -145,7 +145,7 @@ def prepare_encoder(config: ProbeConfig, source: EncoderSource, processes: Proce
 
 
 def prepare_external(config: ProbeConfig) -> ProbedEncoder:
-    """Open foreign features and check them.
+    """Open features of other software and check them.
 
     Raises:
         ValueError: a config that does not fit the data.

@@ -1,6 +1,6 @@
 """Errors of `launch plan` on this machine's CPU: calibrated with one run, it predicts others.
 
-    python tests/benchmarks/plan.py SHARDS    # a folder that `data_tools shard` made; about 15 minutes
+    python tests/benchmarks/plan.py SHARDS    # a folder that `kinemae data shard` made; about 15 minutes
 
 Trains `small` on clips of 16x112x112 for a few steps with DeepSpeed and one thread, without data workers.
 Calibrated with the first case, the plan predicts time and memory of the others. The time of a step is the

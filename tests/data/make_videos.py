@@ -3,7 +3,7 @@
     python -m tests.data.make_videos [FOLDER]
 
 Needs `ffmpeg` with libx264, libx265, libvpx, libsvtav1 and libxvid. The pictures are one scene of
-`data_tools synth`; the blocks at the top of each picture are the number of its frame, lowest bit first,
+`kinemae data synth`; the blocks at the top of each picture are the number of its frame, lowest bit first,
 white for 1 (`tests.filming.number_of` reads it); the six colours below show a wrong colour matrix.
 """
 

@@ -119,7 +119,7 @@ def test_tars_without_a_video_are_an_error_and_samples_without_one_are_passed_ov
     )
     samples = reader(tmp_path / "a.tar")
     assert read_keys(samples, 2) == ["a.tar/2", "a.tar/2"]
-    assert logged.text.count("a sample without a video is passed over") == 1
+    assert logged.text.count("a sample without a video is skipped") == 1
     write_tar(tmp_path / "b.tar", [("1.txt", b"one")])
     with pytest.raises(DataError, match=r"b.tar: expected samples with a video, got none in 1 tars"):
         next(reader(tmp_path / "b.tar"))
