@@ -23,10 +23,13 @@ from kinemae.data_tools.index import NO_LABEL, open_index
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.builders import build_components, build_model, token_selection
 from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.cost_text import as_text
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.cost_tracer import Trace, trace_step
 from kinemae.pretrain.model.flops import Flops, count_flops
+from kinemae.pretrain.model.ledger import MATMUL, OTHER, Operation, Place, trace_operations
 from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.roofline import count_by_part, ledgers, predict
 from kinemae.pretrain.runtime.muon import muon_flops, stacked_matrices
 from kinemae.pretrain.runtime.settings import OptimConfig
 from kinemae.pretrain.token_selection import TokenSelection
@@ -46,7 +49,7 @@ def run_cost(arguments: argparse.Namespace) -> None:
     """Run the command."""
     config = load_config(PretrainConfig, arguments.config, arguments.overrides)
     cost = measure_cost(config)
-    sys.stdout.write((json.dumps(cost) if arguments.json else json.dumps(cost, indent=1)) + "\n")
+    sys.stdout.write((json.dumps(cost) if arguments.json else as_text(cost)) + "\n")
 
 
 def measure_cost(config: PretrainConfig) -> dict[str, Any]:
@@ -54,8 +57,9 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
 
     "tokens" are for one mask of a clip, "flops" for a clip with all its masks. "plain" and "recomputed"
     (activation checkpointing) hold lines through the bytes of a `Trace` ("held", "peak",
-    "peak_with_gradients"). If the mask ratio changes, the values are those of the most expensive of the first
-    steps.
+    "peak_with_gradients"). "ledger" counts the operations of a step of one micro-batch, and "prediction" is
+    its speed by a roofline model (`roofline.py`). If the mask ratio changes, the values are those of the most
+    expensive of the first steps.
 
     Raises:
         ValueError: the config cannot be run; the message names the key.
@@ -67,6 +71,8 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
     grid, first_clip = split.grid, step * config.batch.global_clips
     visible, target_count = split.counts(step)
     parameters = parameter_counts(model, has_average=config.ema.decay > 0)
+    iterations = _iteration_flops(build, config.optim)
+    flops = _flops(build, _clips(config, split, first_clip, 1), parameters, iterations)
     return {
         "run": _run(config),
         "tokens": {
@@ -77,11 +83,12 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
             "predicted": target_count if model.decoder is not None else 0,
         },
         "parameters": parameters,
-        "flops": _flops(
-            build, _clips(config, split, first_clip, 1), parameters, _iteration_flops(build, config.optim)
-        ),
+        "flops": flops,
         "plain": _traced(build, config, split, first_clip, recomputes=False),
         "recomputed": _traced(build, config, split, first_clip, recomputes=True),
+        **_ledger(
+            build, config, split, first_clip, flops=flops, update=_update_operations(parameters, iterations)
+        ),
         "data": _data(config),
     }
 
@@ -183,6 +190,7 @@ def _run(config: PretrainConfig) -> dict[str, Any]:
         "bucket_mb": config.engine.bucket_mb,
         "overlap_comm": config.engine.overlap_comm,
         "recomputes": config.engine.activation_checkpointing,
+        "compiles": config.engine.compile,
         "grad_reduce_dtype": _grad_reduce_dtype(config),
         "keep_checkpoints": config.keep_checkpoints,
         "frames": clip.frames,
@@ -258,6 +266,44 @@ def _traced(
         for count in _TRACED
     )
     return {name: _line(few, many, name) for name in ("held", "peak", "peak_with_gradients")}
+
+
+def _ledger(
+    build: Callable[[], MaskedAutoencoder],
+    config: PretrainConfig,
+    split: TokenSelection,
+    first_clip: int,
+    *,
+    flops: dict[str, int],
+    update: list[Operation],
+) -> dict[str, Any]:
+    """The ledger of a step of one micro-batch and its update, and the speed that follows from it."""
+    clips = min(config.batch.clips_per_device, config.batch.global_clips)
+    operations = trace_operations(
+        build,
+        lambda count: _clips(config, split, first_clip, count),
+        clips,
+        is_bf16=_precision(config) == "bf16",
+        recomputes=config.engine.activation_checkpointing,
+    )
+    variants = ledgers([*operations, *update])
+    counts = {name: count_by_part(variants[name], clips) for name in ("eager", "compiled")}
+    prediction = predict(variants, clips=clips, clip_flops=flops["training"], precision=_precision(config))
+    return {"ledger": {"clips": clips, **counts}, "prediction": prediction}
+
+
+def _update_operations(parameters: dict[str, int], iterations: int) -> list[Operation]:
+    """The operations of an update of float32 weights, each on all weights at once.
+
+    The gradient's norm, its clipping, fused AdamW (reads four values, writes three), moving averages, the
+    matrix products of Muon, and the gradient set to zero.
+    """
+    trained, averaged = 4 * parameters["trainable"], 4 * parameters["averaged"]
+    moved = [(trained, 0), (trained, trained), (4 * trained, 3 * trained), (0, trained)]
+    moved += [(2 * averaged, averaged)] if averaged else []
+    place = Place("update")
+    elementwise = [Operation(place, OTHER, 0, {0: read}, {0: written}) for read, written in moved]
+    return [*elementwise, *([Operation(place, MATMUL, iterations, {}, {})] if iterations else [])]
 
 
 def _line(few: Trace, many: Trace, name: str) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any
 from kinemae.data_tools.overrides import ConfigError, check_overrides
 from kinemae.launch.cluster import add_command, read_cluster
 from kinemae.launch.job import JobRefused
-from kinemae.launch.plan.machines import Machines, Resolved
+from kinemae.launch.plan.machines import CORE_MFU, Machines, Resolved
 from kinemae.launch.plan.memory import cut_batch, memory_table
 from kinemae.launch.plan.text import as_text, memory_warnings
 
@@ -46,7 +46,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     # Precision "auto" counts as on a GPU unless the device is the CPU.
     on_cpu = ["engine.device=cpu"] if machines.device == "cpu" else []
     cost = ask_cost([arguments.config, *on_cpu, *overrides])
-    plan = make_plan(cost, machines.resolved(cost["run"]["precision"]))
+    plan = make_plan(cost, machines.resolved(cost["run"]["precision"], expected_mfu(cost, machines.device)))
     sys.stdout.write((json.dumps(plan) if arguments.json else as_text(plan)) + "\n")
     return 0
 
@@ -84,6 +84,18 @@ def ask_cost(arguments: list[str]) -> dict[str, Any]:
         raise JobRefused(ran.returncode, ran.stderr.strip())
     cost: dict[str, Any] = json.loads(ran.stdout)
     return cost
+
+
+def expected_mfu(cost: dict[str, Any], device: str) -> float:
+    """The MFU that `pretrain cost` predicts for a GPU, and the measured one of a core.
+
+    It counts FLOPs that activation checkpointing repeats, as the plan does.
+    """
+    if device == "cpu":
+        return CORE_MFU
+    run = cost["run"]
+    predicted: float = cost["prediction"][device]["compiled" if run["compiles"] else "eager"]["mfu"]
+    return predicted * flops_of_step(cost) / (run["global_clips"] * cost["flops"]["training"])
 
 
 def make_plan(cost: dict[str, Any], machines: Resolved) -> dict[str, Any]:

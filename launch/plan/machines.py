@@ -8,9 +8,9 @@ from kinemae.data_tools.overrides import require
 
 # One core of an AMD Zen 4 server, AVX-512; bfloat16 is no faster there. Its memory is assumed.
 _CORE_TFLOPS, _CORE_GB = 0.118, 4.0
-# Devices of a node, MFU, and memory of an empty process in GB: measured on the core (MFU 0.64), assumed for
-# GPUs (published ViT-B runs on an H200 have an MFU of 0.20 to 0.42).
-_CORE, _GPU = (1, 0.6, 0.87), (8, 0.3, 1.5)
+CORE_MFU = 0.6  # measured: 0.64
+# Devices of a node, and memory of an empty process in GB: measured on the core, assumed for GPUs.
+_CORE, _GPU = (1, 0.87), (8, 1.5)
 
 
 class Resolved(NamedTuple):
@@ -58,10 +58,10 @@ class Machines:
                 require(least, entry.name, "be above 0", value)
         require(self.mfu is None or self.mfu <= 1, "mfu", "be at most 1", self.mfu)
 
-    def resolved(self, precision: str) -> Resolved:
-        """Fill missing values."""
+    def resolved(self, precision: str, mfu: float) -> Resolved:
+        """Fill missing values; `mfu` is the expected one."""
         gpu = GPUS.get(self.device)
-        per_node, mfu, process_gb = _GPU if gpu else _CORE
+        per_node, process_gb = _GPU if gpu else _CORE
         return Resolved(
             device=self.device,
             nodes=self.nodes,

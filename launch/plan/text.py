@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from kinemae.data_tools.text_table import short, table
+
 
 def as_text(plan: dict[str, Any]) -> str:
     """All tables, then the warnings."""
@@ -45,11 +47,9 @@ def _memory(plan: dict[str, Any]) -> list[str]:
         for row in plan["memory"]
     ]
     available, micro = plan["machines"]["memory_gb"], plan["batch"]["micro"]
-    lines = [["ZeRO", *names, "largest micro-batch"], *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         f"memory of a device in GB, {available:g} available, micro-batch {micro}",
-        *("  " + "  ".join(map(str.rjust, line, widths)) for line in lines),
+        *table(["ZeRO", *names, "largest micro-batch"], rows),
     ]
 
 
@@ -61,7 +61,7 @@ def _time(plan: dict[str, Any]) -> list[str]:
         f"{step['device_hours']:.1f} device hours",
         f"reading      {step['loader_cores']:.1f} cores in all at {step['clips_per_core']:.0f} clips/s each",
         f"assumptions  peak_tflops={machines['peak_tflops']:g} memory_gb={machines['memory_gb']:g} "
-        f"mfu={machines['mfu']:g} process_gb={machines['process_gb']:g} "
+        f"mfu={machines['mfu']:.3g} process_gb={machines['process_gb']:g} "
         f"allocator_overhead={machines['allocator_overhead']:g}; set them to measured values",
     ]
 
@@ -87,13 +87,3 @@ def memory_warnings(plan: dict[str, Any]) -> list[str]:
         f"{plan['machines']['memory_gb']:.0f} GB at micro-batch {plan['batch']['micro']}; fix: "
         + (f"set {' or '.join(fixes)}" if fixes else "use a smaller model or clip, or more memory")
     ]
-
-
-def short(count: float) -> str:
-    """A number with a unit, as in `86.2 M`."""
-    unit = ""
-    for larger in "kMGT":
-        if count < 1000:
-            break
-        count, unit = count / 1000, larger
-    return f"{count:.3g} {unit}"

@@ -64,7 +64,7 @@ def _trace(model: MaskedAutoencoder, batch: ClipBatch, *, is_bf16: bool, recompu
     model.train()
     set_up_blocks(model, recompute=recomputes, compiled=False)
     draws = ClipRandom(0, batch.clip_index_B)
-    recorder, emulated = _Recorder(model, batch), _EmulatedDevice(is_bf16=is_bf16)
+    recorder, emulated = _Recorder(model, batch), EmulatedDevice(is_bf16=is_bf16)
     emulated.follow_into_backward(model)
     with recorder:
         with emulated:
@@ -85,7 +85,7 @@ def _trace(model: MaskedAutoencoder, batch: ClipBatch, *, is_bf16: bool, recompu
 _PRODUCTS = {F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.mm, torch.einsum}
 
 
-class _EmulatedDevice(TorchFunctionMode):
+class EmulatedDevice(TorchFunctionMode):
     """Emulates fused attention and autocast, which the meta device lacks."""
 
     def __init__(self, *, is_bf16: bool):
@@ -109,7 +109,7 @@ class _EmulatedDevice(TorchFunctionMode):
     def _again(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
         if self._is_forward:
             return part(*inputs)
-        with _EmulatedDevice(is_bf16=self._is_bf16):
+        with EmulatedDevice(is_bf16=self._is_bf16):
             return part(*inputs)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

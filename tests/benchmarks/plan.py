@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kinemae.data_tools.config import load_config
 from kinemae.launch.plan.command import flops_of_step
-from kinemae.launch.plan.machines import Machines, Resolved
+from kinemae.launch.plan.machines import CORE_MFU, Machines, Resolved
 from kinemae.launch.plan.memory import STAGES, cut_batch, needed
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.cost import measure_cost
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("shards", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    machines = Machines(device="cpu", devices_per_node=1).resolved("fp32")
+    machines = Machines(device="cpu", devices_per_node=1).resolved("fp32", CORE_MFU)
     print(
         f"{'':26}{'step, s: measured':>18}{'planned':>9}{'off':>8}{'memory, GB: measured':>24}"
         f"{'planned':>9}{'off':>8}"

@@ -15,7 +15,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.stream.order import plan_batch
 from kinemae.launch.__main__ import main
-from kinemae.launch.plan.command import make_plan, split_words
+from kinemae.launch.plan.command import expected_mfu, make_plan, split_words
 from kinemae.launch.plan.machines import Machines
 from kinemae.launch.plan.memory import cut_batch, states
 from kinemae.pretrain.config import PretrainConfig
@@ -52,7 +52,8 @@ def cost(measured_cost: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan(cost: dict[str, Any], **machines: Any) -> dict[str, Any]:
-    return make_plan(cost, Machines(**machines).resolved(cost["run"]["precision"]))
+    own = Machines(**machines)
+    return make_plan(cost, own.resolved(cost["run"]["precision"], expected_mfu(cost, own.device)))
 
 
 def test_states_agree_with_deepspeeds_estimator() -> None:
@@ -114,6 +115,16 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not(cost: dict[str, Any]
         cost["run"] |= {"global_clips": 8 * clips, "clips_per_device": clips}
         [row] = [row for row in plan(cost)["memory"] if row["stage"] == 0 and not row["recomputes"]]
         assert row["fits"] is fits
+
+
+def test_the_expected_mfu_is_that_of_the_ledger(cost: dict[str, Any]) -> None:
+    eager = plan(cost, device="h200", nodes=1)["step"]
+    assert eager["mfu"] == pytest.approx(cost["prediction"]["h200"]["eager"]["mfu"])
+    of_clip = cost["prediction"]["h200"]["eager"]["seconds_per_clip"]
+    assert eager["seconds"] == pytest.approx(1024 / 8 * of_clip)
+    cost["run"]["compiles"] = True
+    assert plan(cost, device="h200", nodes=1)["step"]["seconds"] < eager["seconds"]
+    assert expected_mfu(cost, "cpu") == 0.6
 
 
 def test_the_mfu_sets_the_time_of_a_step(cost: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The cost of a run, computed from shapes, equals the FLOPs and memory of a real pass of the model."""
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -170,6 +171,16 @@ def test_the_command_needs_no_shards_and_prints_json(
         "encoded": 16,
         "predicted": 8,
     }
+
+
+def test_the_command_prints_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    assert run_program(PROGRAM, ["cost", str(tmp_path / "tiny.yaml"), "model.depth=1"]) == 0
+    page = capsys.readouterr().out
+    ledger = cost_of(tmp_path, "model.depth=1")["ledger"]
+    counts = f"{ledger['eager']['all']['operations']} > {ledger['compiled']['all']['operations']}"
+    assert re.search(rf"\n  all +{counts} ", page)
+    assert "tokens       32 per clip: 16 visible, 8 predicted" in page and "not measured" in page
 
 
 def test_the_size_of_local_videos_is_reported(tmp_path: Path, synth_shards: Path) -> None:

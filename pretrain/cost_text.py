@@ -1,0 +1,79 @@
+"""The cost of a run as tables."""
+
+from typing import Any
+
+from kinemae.data_tools.text_table import short, table
+
+_SHOWN_GPUS = ("h100", "h200")
+_TITLES = {
+    "eager": "eager",
+    "eager_without_casts": "eager, if there were no casts",
+    "compiled": "compiled blocks",
+    "compiled_without_input": "compiled blocks, if the input took no time",
+    "all_compiled_without_input": "the same, with compiled embedding, target and loss",
+}
+
+
+def as_text(cost: dict[str, Any]) -> str:
+    """Parameters and FLOPs, the ledger, and the predicted speed."""
+    return "\n\n".join("\n".join(lines) for lines in (_summary(cost), _ledger(cost), _prediction(cost)))
+
+
+def _summary(cost: dict[str, Any]) -> list[str]:
+    parameters, flops, tokens = cost["parameters"], cost["flops"], cost["tokens"]
+    return [
+        f"parameters   {short(parameters['all'])}, trained {short(parameters['trainable'])}",
+        f"tokens       {tokens['grid']} per clip: {tokens['visible']} visible, "
+        f"{tokens['predicted']} predicted",
+        f"FLOPs        per clip {short(flops['forward'])} forward, {short(flops['training'])} training; per "
+        f"update {short(flops['update'])}",
+        f"activations  per clip {short(cost['plain']['held']['per_clip'])}B",
+    ]
+
+
+def _ledger(cost: dict[str, Any]) -> list[str]:
+    ledger = cost["ledger"]
+    head = ["part", "operations", "casts", "elementwise bytes", "matmul FLOPs", "attention FLOPs"]
+    rows = [
+        [
+            part,
+            _both(f"{eager['operations']}", f"{compiled['operations']}"),
+            _both(f"{eager['casts']}", f"{compiled['casts']}"),
+            _both(short(eager["elementwise_bytes"]), short(compiled["elementwise_bytes"])),
+            short(eager["matmul_flops"]),
+            short(eager["attention_flops"]),
+        ]
+        for part, eager in ledger["eager"].items()
+        for compiled in [ledger["compiled"][part]]
+    ]
+    return [
+        f"operations of a step of one micro-batch of {ledger['clips']} clips; bytes and FLOPs of a clip",
+        "forward and backward, eager > with compiled blocks (engine.compile)",
+        *table(head, rows),
+    ]
+
+
+def _both(eager: str, compiled: str) -> str:
+    return eager if eager == compiled else f"{eager} > {compiled}"
+
+
+def _prediction(cost: dict[str, Any]) -> list[str]:
+    prediction = cost["prediction"]
+    assumed = prediction["assumptions"]
+    found = {gpu: prediction[gpu] for gpu in _SHOWN_GPUS}
+    rows = [
+        [
+            title,
+            *(f"{1 / one[name]['seconds_per_clip']:.0f}  {one[name]['mfu']:.2f}" for one in found.values()),
+        ]
+        for name, title in _TITLES.items()
+    ]
+    return [
+        "predicted clips/s and MFU, not measured, without waits for videos and communication",
+        *table(["ledger", *found], rows),
+        f"assumed: {assumed['matmul']:g} of the peak in matrix products, "
+        f"{assumed['attention']:g} in attention, "
+        f"{assumed['bandwidth']:g} of the",
+        f"memory bandwidth, {assumed['launch_us']:g} us of the host for an operation, "
+        f"{assumed['transfer_gb_s']:g} GB/s from host memory",
+    ]
