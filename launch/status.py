@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +139,17 @@ def run_logs(arguments: argparse.Namespace) -> int:
     folder = arguments.run_dir / LOGS_FOLDER
     path = folder / f"rank-{arguments.rank:05d}.log"
     try:
+        if not path.exists():
+            record = read_record(arguments.run_dir)  # refuses a run that was not launched
+            if record["kind"] == "k8s":
+                shown = {"rank": arguments.rank, "lines": arguments.lines, "follow": arguments.follow}
+                return kubectl.print_logs(record["job_id"], **shown)
+            for _ in _while_it_runs(arguments.run_dir) if arguments.follow else ():
+                if path.exists():  # its processes have started
+                    break
         if path.exists():
             _print_log(path, arguments)
             return 0
-        record = read_record(arguments.run_dir)  # refuses a run that was not launched
-        if record["kind"] == "k8s":
-            shown = {"rank": arguments.rank, "lines": arguments.lines, "follow": arguments.follow}
-            return kubectl.print_logs(record["job_id"], **shown)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     there = ", ".join(sorted(log.name for log in folder.glob("*.log"))) or "nothing"
@@ -155,16 +160,23 @@ def _print_log(path: Path, arguments: argparse.Namespace) -> None:
     """Print the last lines; with `--follow`, then new output until the run has ended."""
     with path.open(encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         sys.stdout.writelines(deque(file, arguments.lines))
-        next_look, is_over = 0.0, not arguments.follow
-        while not is_over:
-            if time.monotonic() >= next_look:
-                record = read_record(arguments.run_dir)
-                every_s = _POLL_S if record["kind"] in _SUPERVISED else _POLL_SCHEDULER_S  # spares it
-                next_look = time.monotonic() + every_s
-                is_over = _state(arguments.run_dir, record)["state"] in ("ended", "lost")
+        for _ in _while_it_runs(arguments.run_dir) if arguments.follow else ():
             sys.stdout.write(file.read())
             sys.stdout.flush()
-            time.sleep(0 if is_over else _POLL_S)
+        sys.stdout.write(file.read() if arguments.follow else "")
+
+
+def _while_it_runs(run_dir: Path) -> Iterator[None]:
+    """Yield twice a second until the run has ended."""
+    next_look = 0.0
+    while True:
+        if time.monotonic() >= next_look:
+            record = read_record(run_dir)
+            if _state(run_dir, record)["state"] in ("ended", "lost"):
+                return
+            next_look = time.monotonic() + (_POLL_S if record["kind"] in _SUPERVISED else _POLL_SCHEDULER_S)
+        yield
+        time.sleep(_POLL_S)
 
 
 def run_cancel(arguments: argparse.Namespace) -> int:

@@ -69,8 +69,26 @@ def test_following_a_log_ends_with_the_run(tmp_path: Path, capsys: pytest.Captur
     job = make_job(tmp_path, "print=first", "print=last")
     assert run_launcher(job, "local")[0] == 0
     assert output_of(capsys, "logs", job.run_dir, "--follow", "--lines", "1") == "last\n"
-    assert main(["logs", job.run_dir, "--rank", "7"]) == 2
+    assert main(["logs", job.run_dir, "--rank", "7", "--follow"]) == 2
     assert "contains launch.log, rank-00000.log" in capsys.readouterr().err
+
+
+def test_following_waits_for_the_start_of_a_queued_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Record(tmp_path).begin(kind="slurm", job_id="41", state="submitted")
+    monkeypatch.setattr("kinemae.launch.status._POLL_SCHEDULER_S", 0.1)
+    states = iter(["pending", "pending", "running", "running"])
+
+    def describe(job_id: str) -> str:
+        state = next(states, "")
+        if state == "running":
+            (tmp_path / "logs").mkdir(exist_ok=True)
+            (tmp_path / "logs" / "rank-00000.log").write_text("a line\n")
+        return state
+
+    monkeypatch.setattr("kinemae.launch.status.describe_job", describe)
+    assert output_of(capsys, "logs", str(tmp_path), "--follow") == "a line\n"
 
 
 @pytest.mark.parametrize("lines", [0, 1, 5, 50_000])
