@@ -44,7 +44,7 @@ from kinemae.pretrain.folder_kinds import MODEL_FOLDER
 from kinemae.pretrain.model.blocks import set_up_blocks
 from kinemae.pretrain.model.packing import kept_count
 from kinemae.pretrain.runtime.abort import abort_on_error
-from kinemae.pretrain.runtime.engine import check_engine
+from kinemae.pretrain.runtime.engine import BlockSettings, check_engine, compiles
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs
 from kinemae.pretrain.runtime.loop import Trainer
 from kinemae.pretrain.runtime.optimizer import check_schedule, parameter_groups
@@ -235,13 +235,8 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
 def _check_settings(config: FinetuneConfig, processes: Processes) -> BatchPlan:
     """Check that the engine supports the settings, and plan the batch."""
     is_packed = config.token_reduction.is_packed
-    check_engine(config.engine, processes, merges=config.merge.per_block > 0, packs=is_packed)
-    check_adapters(
-        config.adapt,
-        zero_stage=config.engine.zero_stage,
-        compiled=config.engine.compile,
-        is_packed=is_packed,
-    )
+    check_engine(config.engine, processes, _block_settings(config))
+    check_adapters(config.adapt, zero_stage=config.engine.zero_stage, is_packed=is_packed)
     return plan_batch(
         config.batch.global_clips,
         config.batch.clips_per_device,
@@ -250,6 +245,14 @@ def _check_settings(config: FinetuneConfig, processes: Processes) -> BatchPlan:
         unit="2 x data.views_per_video (mix takes two videos)"
         if config.mix.is_on
         else "data.views_per_video",
+    )
+
+
+def _block_settings(config: FinetuneConfig) -> BlockSettings:
+    return BlockSettings(
+        merges=config.merge.per_block > 0,
+        packs=config.token_reduction.is_packed,
+        drops=config.adapt.dropout > 0,
     )
 
 
@@ -265,7 +268,8 @@ def training(prepared: PreparedRun) -> Trainer:
     """Create the training loop."""
     config = prepared.config
     engine = config.engine
-    set_up_blocks(prepared.model, recompute=engine.activation_checkpointing, compiled=engine.compile)
+    compiled = compiles(engine, prepared.processes, _block_settings(config))
+    set_up_blocks(prepared.model, recompute=engine.activation_checkpointing, compiled=compiled)
     clips = LabelledClips(
         prepared.source,
         targets=prepared.targets,

@@ -1,11 +1,13 @@
 """Helpers of callbacks: schedule and evaluation mode."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from kinemae.pretrain.model.blocks import uncompiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +36,10 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
     Compiled submodules run uncompiled, since the shapes differ from those of training.
     """
-    is_compiled = any(part._compiled_call_impl is not None for part in module.modules())
     was_training = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
+        with torch.no_grad(), uncompiled(module):
             yield
     finally:
         for part, mode in was_training:

@@ -47,7 +47,7 @@ from kinemae.pretrain.representation_monitor import (
     open_probe,
     spread_videos,
 )
-from kinemae.pretrain.runtime.engine import check_engine
+from kinemae.pretrain.runtime.engine import BlockSettings, check_engine, compiles
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs, original_places
 from kinemae.pretrain.runtime.loop import Callback, Trainer
 from kinemae.pretrain.runtime.optimizer import check_schedule, parameter_groups
@@ -120,7 +120,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     """
     check_schedule(config.steps, config.optim)
     processes = find_processes(config.engine.device)
-    check_engine(config.engine, processes, merges=config.model.merge_per_block > 0)
+    check_engine(config.engine, processes, _block_settings(config))
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
     components = build_components(config, grid)
     batch = _plan_batch(config, world=processes.world, is_compared=components.target.uses_global_batch)
@@ -207,19 +207,7 @@ def run_pretraining(plan: Plan) -> None:
     config, processes = plan.config, plan.processes
     if processes.is_first:
         open_run_dir(Path(config.run_dir), config, plan.inputs)
-    engine = config.engine
-    set_up_blocks(plan.model, recompute=engine.activation_checkpointing, compiled=engine.compile)
-    trainer = Trainer(
-        module=with_average(plan.model, config.ema, steps=config.steps),
-        groups=parameter_groups(plan.model, config.optim.weight_decay, muon_scale=config.optim.muon_scale),
-        clips=training_clips(plan, plan.split),
-        plan=plan.batch,
-        config=config,
-        steps=config.steps,
-        processes=processes,
-        callbacks=_callbacks(plan),
-        step_flops=step_flops(config) if processes.is_first else None,
-    )
+    trainer = make_trainer(plan)
     trainer.run()
     if processes.is_first:
         run_dir = Path(config.run_dir)
@@ -232,6 +220,28 @@ def run_pretraining(plan: Plan) -> None:
             *(run_dir / ENCODER_FOLDER, as_override("encoder", run_dir / ENCODER_FOLDER)),
         )
     processes.barrier()
+
+
+def make_trainer(plan: Plan) -> Trainer:
+    """Create the training loop."""
+    config, engine = plan.config, plan.config.engine
+    compiled = compiles(engine, plan.processes, _block_settings(config))
+    set_up_blocks(plan.model, recompute=engine.activation_checkpointing, compiled=compiled)
+    return Trainer(
+        module=with_average(plan.model, config.ema, steps=config.steps),
+        groups=parameter_groups(plan.model, config.optim.weight_decay, muon_scale=config.optim.muon_scale),
+        clips=training_clips(plan, plan.split),
+        plan=plan.batch,
+        config=config,
+        steps=config.steps,
+        processes=plan.processes,
+        callbacks=_callbacks(plan),
+        step_flops=step_flops(config) if plan.processes.is_first else None,
+    )
+
+
+def _block_settings(config: PretrainConfig) -> BlockSettings:
+    return BlockSettings(merges=config.model.merge_per_block > 0)
 
 
 def training_clips(plan: Plan, split: Annotate) -> RunClips[Any]:

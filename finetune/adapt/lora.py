@@ -48,7 +48,7 @@ class ClipDropout(nn.Module):
         return x_BND * is_kept_BND / (1 - self.rate)
 
 
-def check_adapters(config: AdaptConfig, *, zero_stage: int, compiled: bool, is_packed: bool) -> None:
+def check_adapters(config: AdaptConfig, *, zero_stage: int, is_packed: bool) -> None:
     """Check before anything starts that the adapters can be trained.
 
     Args:
@@ -64,7 +64,6 @@ def check_adapters(config: AdaptConfig, *, zero_stage: int, compiled: bool, is_p
         reason = "be below 3 with adapt.method=dora, which reads whole weights"
         require(zero_stage < 3, "engine.zero_stage", reason, zero_stage)
     if config.dropout:
-        require(not compiled, "engine.compile", "be false with adapt.dropout above 0", compiled)
         require(not is_packed, "adapt.dropout", "be 0 with pruning.args.keep=null", config.dropout)
 
 

@@ -2,8 +2,8 @@
 
 DeepSpeed's estimator assumes half-precision weights with float32 copies, 18 or 20 bytes per weight. Here
 weights are float32 with bfloat16 autocast. Stage 0 needs 4 (weight) + 4 (gradient) + 8 (moments) = 16 bytes.
-At stages 1 to 3 DeepSpeed keeps a second float32 copy of the partition that a process updates, and the
-reduced gradients beside the buckets.
+At stages 1 to 3 DeepSpeed keeps a second float32 copy of the partition that a process updates, and its
+gradients.
 """
 
 import itertools
@@ -53,7 +53,7 @@ def states(
     Args:
         parameters: from `pretrain cost`.
         bucket_mb: `engine.bucket_mb`.
-        overlaps: `engine.overlap_comm`: at stages 1 and 2 DeepSpeed fills one bucket and sends another.
+        overlaps: `engine.overlap_comm`: at stage 2 DeepSpeed fills one bucket and sends another.
     """
     weights = FLOAT * parameters["trainable"]
     frozen = FLOAT * (parameters["all"] - parameters["trainable"])
@@ -75,7 +75,8 @@ def states(
         "weights": share + gathered if stage == 3 else weights,
         "gradients": whole + share,
         "moments": 2 * share,
-        "buckets": bucket * (2 if stage == 3 or overlaps else 1),  # stage 3 copies one in another layout
+        # Stage 1 has none; stage 3 copies one in another layout.
+        "buckets": bucket * (0 if stage == 1 else 2 if stage == 3 or overlaps else 1),
         "frozen": frozen / world if stage == 3 else frozen,
         "master": share,
         # The engine's full copy for pictures and exports; on a GPU, on rank 0 only.
@@ -96,7 +97,8 @@ def needed(
 ) -> dict[str, float]:
     """Peak bytes of one process by kind, and their sum.
 
-    At stage 0 gradients are views of their buckets, which are all sent at once: gloo and bf16 copy them.
+    At stages 0 and 1 gradients are views of their buckets, which are all sent at once: gloo and bf16 copy
+    them.
     """
     run, values, is_cpu = cost["run"], cost["parameters"]["trainable"], machines.device == "cpu"
     parts = states(
@@ -109,7 +111,7 @@ def needed(
     held = passing(cost, clips, machines, recomputes=recomputes)
     if machines.world > 1 and stage == 3 and is_cpu:  # gloo reduces a copy
         parts["buckets"] *= 1.5
-    if machines.world > 1 and stage == 0 and (is_cpu or run["grad_reduce_dtype"] == "bf16"):
+    if machines.world > 1 and stage <= 1 and (is_cpu or run["grad_reduce_dtype"] == "bf16"):
         parts["buckets"] = values * (FLOAT if is_cpu else 2)
     parts = {**parts, "activations": held, "process": 1e9 * machines.process_gb}
     return {**parts, "all": sum(parts.values())}

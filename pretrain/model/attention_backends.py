@@ -41,6 +41,10 @@ class GroupBatch(NamedTuple):
     key_UN: Tensor
     allowed_UMN: Tensor | None = None
 
+    def to(self, device: torch.device) -> "GroupBatch":
+        """The same groups on a device."""
+        return GroupBatch(*(None if x is None else x.to(device) for x in self))  # type: ignore[arg-type]
+
 
 def mask_table(mask_mod: MaskMod, rows: int, tokens: int, device: torch.device) -> Tensor:
     """Evaluate a mask for all pairs, as allowed_BNN, query by key."""
@@ -152,7 +156,7 @@ def grouped(batches: Sequence[GroupBatch], rows: int, device: torch.device) -> A
         batches: indices into the `rows * N` flattened tokens; each token is a query in exactly one group.
         rows: 1 if the same groups apply to all clips, else the number of clips.
     """
-    batches = [GroupBatch(*(None if x is None else x.to(device) for x in batch)) for batch in batches]  # type: ignore[arg-type]
+    batches = [batch.to(device) for batch in batches]
     inverse_N = torch.cat([batch.query_UM.flatten() for batch in batches]).argsort()
 
     def attend(query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 With drop path (stochastic depth), activation checkpointing (gradient checkpointing) and compilation.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -255,6 +256,23 @@ def set_up_blocks(
             child.call_attention = torch.compiler.disable(_call_attention)
     if compiled:
         torch._dynamo.config.recompile_limit = _MOST_GRAPHS
+
+
+@contextmanager
+def uncompiled(module: nn.Module) -> Iterator[None]:
+    """While entered, compiled blocks run uncompiled, for inputs of other shapes than those of training."""
+    calls = {
+        part: part._compiled_call_impl
+        for part in module.modules()
+        if part._compiled_call_impl is not None  # set by `nn.Module.compile`
+    }
+    try:
+        for part in calls:
+            part._compiled_call_impl = None
+        yield
+    finally:
+        for part, call in calls.items():
+            part._compiled_call_impl = call
 
 
 def _call_attention(

@@ -199,6 +199,7 @@ class Encoder(nn.Module):
             return self.norm(_without_registers(x_BND, positions, self.shape.registers)), ()
         attention_fns = self.attention_cache(positions, x_BND.device)
         rotate = self.pos_embed.rotation(positions.indices(x_BND.device))
+        chance_BLX = self._drop_path_chances(draws)
         kept: dict[int, Tensor] = {}
         for i, block in enumerate(self.blocks):
             x_BND = run_block(
@@ -206,7 +207,7 @@ class Encoder(nn.Module):
                 x_BND,
                 [attention_fns[pattern] for pattern in self.patterns[i]],
                 rotate,
-                self._keep(i, draws, positions, x_BND),
+                self._keep(i, chance_BLX, positions, x_BND),
             )
             if i in layers:
                 kept[i] = _without_registers(x_BND, positions, self.shape.registers)
@@ -216,12 +217,13 @@ class Encoder(nn.Module):
     def _encode_merging(self, x_BND: Tensor, positions: TokenPositions, draws: ClipRandom | None) -> Tensor:
         assert positions.lengths is None, "packed clips do not merge: the config check refuses it"
         index_BN = positions.indices(x_BND.device).expand(x_BND.shape[0], -1)
+        chance_BLX = self._drop_path_chances(draws)
         return merging_blocks(
             cast("Iterable[Block]", self.blocks),
             x_BND,
             Merging(self.merge_per_block, index_BN, registers=self.shape.registers),
             pos_embed=self.pos_embed,
-            keep=lambda block: self._keep(block, draws, positions, x_BND),
+            keep=lambda block: self._keep(block, chance_BLX, positions, x_BND),
         )
 
     def _with_registers(self, x_BKD: Tensor, positions: TokenPositions) -> tuple[Tensor, TokenPositions]:
@@ -238,15 +240,21 @@ class Encoder(nn.Module):
         x_BND = _before_each_clip(registers_BRD, x_BKD, positions.lengths)
         return x_BND, TokenPositions(grid=positions.grid, index_BN=index_BN, lengths=lengths)
 
-    def _keep(
-        self, i: int, draws: ClipRandom | None, positions: TokenPositions, x_BND: Tensor
-    ) -> Tensor | None:
-        rate = self.drop_path_rates[i]
-        if not self.training or rate == 0:
+    def _drop_path_chances(self, draws: ClipRandom | None) -> Tensor | None:
+        """Random numbers of all blocks and branches in one call: a call per block would launch 60 kernels."""
+        if not self.training or not any(self.drop_path_rates):
             return None
         assert draws is not None, "drop path in training needs draws"
-        branches = len(self.patterns[i]) + 1
-        keep_XB = drop_path_weights(draws.uniform(f"drop_path/{i}", (branches,)), rate).to(x_BND.dtype).T
+        return draws.uniform("drop_path", (len(self.blocks), len(self.patterns[0]) + 1))
+
+    def _keep(
+        self, i: int, chance_BLX: Tensor | None, positions: TokenPositions, x_BND: Tensor
+    ) -> Tensor | None:
+        """Drop-path weights of the branches of a block; see `Block.forward`."""
+        rate = self.drop_path_rates[i]
+        if chance_BLX is None or rate == 0:
+            return None
+        keep_XB = drop_path_weights(chance_BLX[:, i], rate).to(x_BND.dtype).T
         clip_1N = positions.clips(x_BND.device)
         return keep_XB[:, :, None, None] if clip_1N is None else keep_XB[:, clip_1N][..., None]
 

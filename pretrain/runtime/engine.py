@@ -8,12 +8,12 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.command import CheckpointError, log
 from kinemae.data_tools.packages import TRAINING, require_packages
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.pretrain.runtime.gradient_exchange import GradientExchange
@@ -62,34 +62,62 @@ class GlobalBatchModule(Protocol):
     total: Callable[[Tensor], Tensor]
 
 
-def check_engine(engine: EngineConfig, processes: Processes, *, merges: bool, packs: bool = False) -> None:
-    """Check before any process group starts that packages and compiler are installed.
+class BlockSettings(NamedTuple):
+    """Settings of a model that its blocks must support to be compiled.
 
-    Args:
+    Attributes:
         merges: whether the model merges tokens.
         packs: whether clips with different numbers of tokens are packed into one row.
+        drops: whether adapters have dropout.
+    """
+
+    merges: bool
+    packs: bool = False
+    drops: bool = False
+
+
+def check_engine(engine: EngineConfig, processes: Processes, blocks: BlockSettings) -> None:
+    """Check before any process group starts that packages and compiler are installed.
 
     Raises:
         ValueError: names the missing package, the conflicting setting or the missing compiler.
     """
     require_packages(*TRAINING)
-    if not engine.compile:
-        return
-    if merges:
+    obstacle = _compile_obstacle(engine, processes.device, blocks)
+    if engine.compile == "true" and obstacle is not None:
+        reason, fix = obstacle
         raise ValueError(
-            "engine.compile must be false with token merging, which runs halves of blocks, got true; fix: "
-            "set engine.compile=false, or turn token merging off"
+            f"engine.compile: expected auto or false {reason}, got true; fix: set engine.compile=auto, "
+            f"or {fix}"
         )
-    if packs:
-        raise ValueError(
-            "engine.compile must be false with pruning.args.keep=null, which changes the number of tokens at "
-            "each step, got true; fix: set engine.compile=false, or pruning.args.keep to a fraction"
-        )
-    lacking = _missing_compiler(processes.device)
-    if lacking is not None:
-        raise ValueError(
-            f"engine.compile=true: expected {lacking}, got none; fix: install it, or set engine.compile=false"
-        )
+
+
+def compiles(engine: EngineConfig, processes: Processes, blocks: BlockSettings) -> bool:
+    """Whether the blocks of a checked run are compiled; the log states why `auto` does not do so on CUDA."""
+    if engine.compile == "false" or (engine.compile == "auto" and processes.device.type != "cuda"):
+        return False
+    obstacle = _compile_obstacle(engine, processes.device, blocks)
+    if obstacle is not None and processes.is_first:
+        log.info("engine.compile=auto: blocks are not compiled %s; to compile them, %s", *obstacle)
+    return obstacle is None
+
+
+def _compile_obstacle(
+    engine: EngineConfig, device: torch.device, blocks: BlockSettings
+) -> tuple[str, str] | None:
+    """Return what prevents compilation, and its fix; None if nothing does."""
+    if blocks.merges:
+        return "with token merging, which runs halves of blocks", "turn token merging off"
+    if blocks.packs:
+        reason = "with pruning.args.keep=null, which changes the number of tokens at each step"
+        return reason, "set pruning.args.keep to a fraction"
+    if blocks.drops:
+        reason = "with adapt.dropout above 0, whose random numbers change at each step"
+        return reason, "set adapt.dropout=0"
+    if engine.zero_stage == 3:
+        return "at engine.zero_stage=3, which gathers weights inside a block", "set engine.zero_stage=1"
+    lacking = _missing_compiler(device)
+    return None if lacking is None else (f"without {lacking}", "install it")
 
 
 def _missing_compiler(device: torch.device) -> str | None:
@@ -143,11 +171,12 @@ class Engine:
         for child in trained.modules():  # a moving average contains the model
             if isinstance(child, GlobalBatchModule):
                 child.total = processes.total
-        if self._stage == 0:
-            # After its backward pass DeepSpeed would exchange all gradients at once, at any bucket size.
+        if self._stage <= 1:
+            # DeepSpeed would exchange gradients late at stage 0, and synchronize the device at stage 1.
             self._engine.enable_backward_allreduce = False
+            self._trained = [parameter for parameter in trained.parameters() if parameter.requires_grad]
             self._exchange = GradientExchange(
-                [parameter for parameter in trained.parameters() if parameter.requires_grad],
+                self._trained,
                 processes,
                 bucket_values=_bucket_values(engine),
                 dtype=_DTYPES[grad_reduce_dtype_on(engine, processes.device)],
@@ -162,7 +191,7 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients; the loss is the mean over this process's micro-batch."""
-        if self._stage == 0:
+        if self._stage <= 1:
             self._exchange.before_backward(is_last=self._engine.is_gradient_accumulation_boundary())
         self._engine.backward(loss)
 
@@ -177,18 +206,25 @@ class Engine:
             self._engine.step()
             return 0.0
         set_rates(self._optimizer, rates)
-        if self._stage > 0:
-            self._engine.step()
-            return self._engine.get_global_grad_norm()
-        return self._step_without_zero()
+        if self._stage <= 1:
+            return self._step_without_waiting()
+        self._engine.step()
+        return self._engine.get_global_grad_norm()
 
-    def _step_without_zero(self) -> Tensor:
-        # DeepSpeed neither reports the norm at stage 0 nor keeps NaN out of the weights: both are done here.
-        # Fused AdamW reads `found_inf` on the device and keeps weights and moments unchanged: no host sync.
+    def _step_without_waiting(self) -> Tensor:
+        """Clip the gradients and update the weights; the host reads no value."""
         self._exchange.finish()
-        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm or float("inf"), foreach=True)
-        self._optimizer.found_inf = (~torch.isfinite(norm)).float()
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if self._clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(self._trained, self._clip_norm, norm, foreach=True)
+        adam = self._optimizer
+        if self._stage == 1:
+            adam = adam.optimizer
+            # Takes this process's part of the averaged gradients; nothing is left to reduce.
+            self._optimizer.independent_gradient_partition_epilogue()
+        # Fused AdamW reads this on the device. If it is not 0, weights and moments stay unchanged.
+        adam.found_inf = (~torch.isfinite(norm)).float()
         self._engine.step()
         return norm
 
@@ -298,7 +334,7 @@ def _bucket_values(engine: EngineConfig) -> int:
 def _deepspeed_config(
     optim: OptimConfig, engine: EngineConfig, plan: BatchPlan, *, device: torch.device
 ) -> dict[str, Any]:
-    bucket = _bucket_values(engine)
+    bucket, is_own_exchange = _bucket_values(engine), engine.zero_stage <= 1
     precision, grad_reduce_dtype = precision_on(engine, device), grad_reduce_dtype_on(engine, device)
     autocast: dict[str, Any] = {"enabled": precision == "bf16", "dtype": "bfloat16"}
     if grad_reduce_dtype == "fp32":
@@ -308,7 +344,7 @@ def _deepspeed_config(
         "train_batch_size": plan.global_clips,
         "train_micro_batch_size_per_gpu": plan.micro_clips,
         "gradient_accumulation_steps": plan.accumulation,
-        "gradient_clipping": optim.clip_norm if engine.zero_stage > 0 else 0.0,
+        "gradient_clipping": 0.0 if is_own_exchange else optim.clip_norm,
         "steps_per_print": None,
         "zero_allow_untested_optimizer": True,
         "communication_data_type": grad_reduce_dtype,
@@ -316,7 +352,9 @@ def _deepspeed_config(
             "stage": engine.zero_stage,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
-            "overlap_comm": engine.overlap_comm,
+            "overlap_comm": engine.overlap_comm and not is_own_exchange,
+            "contiguous_gradients": not is_own_exchange,
+            "compute_grad_norm": engine.zero_stage != 1,
             "stage3_param_persistence_threshold": KEPT_GATHERED,
         },
         "torch_autocast": autocast,

@@ -1,4 +1,4 @@
-"""The gradients at ZeRO 0: averaged over all processes in buckets, during the backward pass."""
+"""The gradients at ZeRO 0 and 1: averaged over all processes in buckets, during the backward pass."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

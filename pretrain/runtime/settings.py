@@ -194,7 +194,8 @@ class EngineConfig:
         bucket_mb: size of the gradient buckets, counted in float32.
         activation_checkpointing: keep only each block's input and recompute the rest in the backward pass:
             equal results, less memory, a third more compute.
-        compile: compile each block with torch.compile.
+        compile: "true": compile each block with torch.compile; "auto": on CUDA, unless a setting of the model
+            or of the engine does not support it.
         cpu_threads: threads of one process on the CPU; 0 uses OMP_NUM_THREADS if that is set, otherwise the
             process's cores less the loader's workers.
     """
@@ -206,7 +207,7 @@ class EngineConfig:
     overlap_comm: bool = True
     bucket_mb: int = 50
     activation_checkpointing: bool = False
-    compile: bool = False
+    compile: Literal["auto", "true", "false"] = "auto"
     cpu_threads: int = 0
 
     def __post_init__(self) -> None:
@@ -216,8 +217,10 @@ class EngineConfig:
         require(self.device in ("auto", "cpu", "cuda"), "engine.device", "be auto, cpu or cuda", self.device)
         is_known = self.grad_reduce_dtype in ("auto", "fp32", "bf16")
         require(is_known, "engine.grad_reduce_dtype", "be auto, fp32 or bf16", self.grad_reduce_dtype)
-        can_compile = not self.compile or self.zero_stage < 3
-        why = "be false at engine.zero_stage=3, which gathers weights inside a block"
+        is_known = self.compile in ("auto", "true", "false")
+        require(is_known, "engine.compile", "be auto, true or false", self.compile)
+        can_compile = self.compile != "true" or self.zero_stage < 3
+        why = "be auto or false at engine.zero_stage=3, which gathers weights inside a block"
         require(can_compile, "engine.compile", why, self.compile)
         require(self.bucket_mb >= 1, "engine.bucket_mb", "be at least 1", self.bucket_mb)
         require(self.cpu_threads >= 0, "engine.cpu_threads", "be 0 (automatic) or more", self.cpu_threads)

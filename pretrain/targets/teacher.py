@@ -75,7 +75,9 @@ class TeacherTarget(EncoderTarget):
 
     def compute_target(self, inputs: TargetInputs) -> Tensor:
         (teacher,) = self._teacher
-        teacher.to(inputs.clip_BCTHW.device)  # moves at the first call
+        device = inputs.clip_BCTHW.device
+        if teacher.patch_embed.weight.device != device:  # at the first call
+            teacher.to(device)
         sides = zip((teacher.grid.t, teacher.grid.h, teacher.grid.w), teacher.shape.patch, strict=True)
         frames, height, width = (tokens * side for tokens, side in sides)
         mean, std = self.description.mean, self.description.std

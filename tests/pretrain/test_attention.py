@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from kinemae.data_tools.components import Component, component_names
 from kinemae.pretrain.model import attention_backends
-from kinemae.pretrain.model.attention.base import AttentionCache, Tokens, build_attention
+from kinemae.pretrain.model.attention.base import AttentionCache, AttentionPattern, Tokens, build_attention
 from kinemae.pretrain.model.token_positions import REGISTER, TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid
 from tests.token_positions import CPU, GRIDS, LAYOUTS, grids, layouts, positions_of
@@ -116,7 +116,9 @@ class TestBackendsOfLongRows:
         for pattern in patterns_of(part):
             allowed_BNN = pattern.allowed(Tokens.at(positions, CPU))
             tokens = Tokens.at(positions, CPU)
-            chunks = attention_backends.grouped(pattern.chunks(tokens), tokens.shape[0], CPU)
+            chunks = attention_backends.grouped(
+                AttentionPattern.batches(pattern, tokens), tokens.shape[0], CPU
+            )
             found = with_gradients(chunks, heads)
             expected = with_gradients(lambda *h, allowed=allowed_BNN: plain(allowed, *h), heads)
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)

@@ -153,7 +153,7 @@ def test_groups_compute_their_own_pairs_only():
 def test_chunks_of_a_long_clip_cost_a_fraction_of_its_pairs(args):
     positions = TokenPositions(grid=TokenGrid(8, 14, 14))
     (pattern,) = build_attention(Component(name="sparse", args=args)).patterns(0)
-    assert pairs_of(pattern.chunks(Tokens.at(positions, CPU))) < 0.15 * positions.grid.tokens**2
+    assert pairs_of(pattern.batches(Tokens.at(positions, CPU))) < 0.15 * positions.grid.tokens**2
 
 
 def pairs_of(batches):

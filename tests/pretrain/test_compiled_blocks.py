@@ -1,5 +1,10 @@
-"""Compiled blocks: one static graph for each shape, and no recompilation between steps."""
+"""Compiled blocks: one static graph for each shape, and no recompilation between steps.
 
+On CUDA the attention function is part of the graph, and masked tokens have other backends than on the CPU.
+Some tests compile the CUDA backends of short rows on the CPU.
+"""
+
+import copy
 from typing import Any
 
 import pytest
@@ -11,10 +16,23 @@ from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.masking.base import Masking
 from kinemae.pretrain.masking.jitter import JitterMasking
+from kinemae.pretrain.masking.tube import TubeMasking
 from kinemae.pretrain.masking.uniform import UniformMasking
+from kinemae.pretrain.model import blocks
+from kinemae.pretrain.model.attention.base import (
+    MIN_BLOCK_SPARSE,
+    AttentionPattern,
+    GroupPattern,
+    Tokens,
+    build_attention,
+)
+from kinemae.pretrain.model.attention.divided import SamePlace, SameSlice
+from kinemae.pretrain.model.attention.windowed import SameWindow
+from kinemae.pretrain.model.attention_backends import AttentionFn, dense
 from kinemae.pretrain.model.autoencoder import build_autoencoder
-from kinemae.pretrain.model.blocks import set_up_blocks
+from kinemae.pretrain.model.blocks import SelfAttention, set_up_blocks
 from kinemae.pretrain.model.sizes import ModelConfig
+from kinemae.pretrain.model.token_positions import TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.none import NoNoise
 from kinemae.pretrain.targets.base import Target
@@ -22,7 +40,7 @@ from kinemae.pretrain.targets.features import FeatureTarget
 from kinemae.pretrain.targets.pixels import PixelTarget
 from kinemae.pretrain.token_selection import TokenSelection
 
-STEPS, CLIPS, FRAMES, SIZE = 20, 2, 4, 32
+STEPS, CLIPS, FRAMES, SIZE = 200, 2, 4, 32
 WINDOW = {"window": [2, 2, 2]}
 
 
@@ -38,7 +56,9 @@ class Graphs:
         return graph.forward
 
 
-def graphs_by_step(target: Target, masking: Masking, **model: Any) -> tuple[list[int], Graphs]:
+def graphs_by_step(
+    target: Target, masking: Masking, *, as_on_cuda: bool = False, **model: Any
+) -> tuple[list[int], Graphs]:
     """Number of compiled graphs after each step of a small run."""
     torch._dynamo.reset()
     graphs = Graphs()
@@ -49,7 +69,18 @@ def graphs_by_step(target: Target, masking: Masking, **model: Any) -> tuple[list
     grid = TokenGrid.of(FRAMES, SIZE, patch)
     autoencoder = build_autoencoder(config, grid, target=target, noise=NoNoise(), clips=CLIPS * STEPS)
     set_up_blocks(autoencoder, recompute=False, compiled=True, backend=graphs)
-    split = TokenSelection(masking=masking, grid=grid, patch=patch, seed=0, clips_per_step=CLIPS)
+    for child in autoencoder.modules():
+        if as_on_cuda and isinstance(child, SelfAttention):
+            child.call_attention = blocks._call_attention
+    split = TokenSelection(
+        masking=masking,
+        grid=grid,
+        patch=patch,
+        seed=0,
+        clips_per_step=CLIPS,
+        predict_ratio=config.predict_ratio,
+        predict=config.predict,
+    )
     counts = []
     for step in range(STEPS):
         places = torch.arange(CLIPS) + step * CLIPS
@@ -66,7 +97,39 @@ def graphs_by_step(target: Target, masking: Masking, **model: Any) -> tuple[list
     return counts, graphs
 
 
+def attention_fn_of_cuda(
+    pattern: GroupPattern, positions: TokenPositions, device: torch.device
+) -> AttentionFn:
+    """The backend of masked tokens on CUDA; whole clips have one backend on every device."""
+    if positions.index_BN is None:
+        return GroupPattern.attention_fn(pattern, positions, device)
+    return AttentionPattern.attention_fn(pattern, positions, device)
+
+
+RECIPES = {
+    "kinemae": (UniformMasking(ratio=0.9), {"decoder": "cross", "predict_ratio": 0.5}),
+    "videomae": (TubeMasking(ratio=0.9), {"decoder": "self", "positions": Component(name="flat_sine")}),
+    "videomae_v2": (
+        TubeMasking(ratio=0.9),
+        {"decoder": "self", "predict": "running_cell", "predict_ratio": 0.5},
+    ),
+    "mae_st": (
+        UniformMasking(ratio=0.9),
+        {"decoder": "self", "positions": Component(name="learned"), "registers": 1},
+    ),
+}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("masking, model", RECIPES.values(), ids=RECIPES)
+def test_no_recipe_is_compiled_again_from_step_to_step(masking: Masking, model: dict[str, Any]) -> None:
+    counts, graphs = graphs_by_step(PixelTarget(), masking, as_on_cuda=True, **model)
+    assert counts == [2] * STEPS  # of encoder and decoder
+    assert not graphs.dynamic
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("as_on_cuda", [False, True], ids=["cpu", "cuda"])
 @pytest.mark.parametrize(
     "model",
     [
@@ -78,10 +141,27 @@ def graphs_by_step(target: Target, masking: Masking, **model: Any) -> tuple[list
     ],
     ids=["joint", "rotary", "divided", "windowed", "sparse"],
 )
-def test_no_kind_of_attention_is_compiled_again_from_step_to_step(model: dict[str, Any]) -> None:
-    counts, graphs = graphs_by_step(PixelTarget(), UniformMasking(ratio=0.5), **model)
+def test_no_kind_of_attention_is_compiled_again_from_step_to_step(
+    model: dict[str, Any], as_on_cuda: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if as_on_cuda:
+        for kind in (SamePlace, SameSlice, SameWindow):
+            monkeypatch.setattr(kind, "attention_fn", attention_fn_of_cuda)
+    counts, graphs = graphs_by_step(PixelTarget(), UniformMasking(ratio=0.5), as_on_cuda=as_on_cuda, **model)
     assert counts[0] > 0 and counts == [counts[0]] * STEPS
     assert not graphs.dynamic
+
+
+def test_uncompiled_blocks_make_no_graphs_and_are_compiled_again_afterwards() -> None:
+    torch._dynamo.reset()
+    graphs, block = Graphs(), blocks.CrossBlock(8, 2, 8)
+    set_up_blocks(block, recompute=False, compiled=True, backend=graphs)
+    x_BMD = torch.randn(2, 3, 8)
+    with blocks.uncompiled(block):
+        found_BMD = block(x_BMD, x_BMD)
+    assert graphs.count == 0
+    assert torch.equal(block(x_BMD, x_BMD), found_BMD)
+    assert graphs.count == 1
 
 
 @pytest.mark.slow
@@ -92,6 +172,35 @@ def test_each_ratio_of_a_jittered_mask_is_compiled_once() -> None:
 
 
 @pytest.mark.slow
-def test_a_teacher_of_whole_clips_is_compiled_once() -> None:
-    counts, graphs = graphs_by_step(FeatureTarget(), UniformMasking(ratio=0.5))
+@pytest.mark.parametrize("kind", ["joint", "divided"])
+def test_a_teacher_of_whole_clips_is_compiled_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pattern in (SamePlace, SameSlice):
+        monkeypatch.setattr(pattern, "attention_fn", attention_fn_of_cuda)
+    attention = Component(name=kind)
+    counts, graphs = graphs_by_step(
+        FeatureTarget(), UniformMasking(ratio=0.5), as_on_cuda=True, attention=attention
+    )
     assert counts == [counts[0]] * STEPS and not graphs.dynamic
+
+
+@pytest.mark.slow
+@torch.no_grad()  # FlexAttention has no gradients on the CPU
+def test_block_sparse_attention_is_compiled_once_with_its_block() -> None:
+    """Rows of at least `MIN_BLOCK_SPARSE` tokens have FlexAttention on CUDA, with a new mask at each step."""
+    torch._dynamo.reset()
+    graphs, grid = Graphs(), TokenGrid(4, 12, 14)
+    (pattern,) = build_attention(Component(name="sparse", args={"window": [1, 3, 3]})).patterns(0)
+    block = blocks.Block(32, 2, 32)
+    compiled = copy.deepcopy(block)
+    set_up_blocks(compiled, recompute=False, compiled=True, backend=graphs)
+    compiled.attn.call_attention = blocks._call_attention
+    counts = []
+    for step in range(3):
+        chance = torch.Generator().manual_seed(step)
+        index_BN = torch.rand((2, grid.tokens), generator=chance).argsort(dim=1)[:, :MIN_BLOCK_SPARSE]
+        tokens = Tokens.at(TokenPositions(grid=grid, index_BN=index_BN), torch.device("cpu"))
+        x_BND = torch.randn((2, MIN_BLOCK_SPARSE, 32), generator=chance)
+        found_BND = compiled(x_BND, [pattern.block_sparse(tokens)])
+        torch.testing.assert_close(found_BND, block(x_BND, [dense(pattern.allowed(tokens))]))
+        counts.append(graphs.count)
+    assert counts == [counts[0]] * 3 and not graphs.dynamic

@@ -124,16 +124,16 @@ class AttentionPattern(ABC):
     def attention_fn(self, positions: TokenPositions, device: torch.device) -> AttentionFn:
         """The attention function for a forward pass, by the backend that suits the device and the length."""
         if device.type == "cpu" and positions.index_BN is None and positions.grid.tokens >= MIN_BLOCK_SPARSE:
-            return grouped(_full_clip_chunks(self, positions.grid), 1, device)
+            return grouped(_full_clip_batches_on(self, positions.grid, device), 1, device)
         tokens = Tokens.at(positions, device)
         if tokens.shape[1] < MIN_BLOCK_SPARSE:
             return dense(self.allowed(tokens))
         if device.type == "cuda":
             return self.block_sparse(tokens)
-        return grouped(self.chunks(tokens), tokens.shape[0], device)
+        return grouped(self.batches(tokens), tokens.shape[0], device)
 
-    def chunks(self, tokens: Tokens) -> list[GroupBatch]:
-        """Chunks of queries with the keys that they need, for the CPU."""
+    def batches(self, tokens: Tokens) -> list[GroupBatch]:
+        """Batches of queries with the keys that they need, from tokens on the CPU."""
         return chunk_batches(self.allowed(tokens), self._order(tokens))
 
     def block_sparse(self, tokens: Tokens) -> AttentionFn:
@@ -149,10 +149,19 @@ class AttentionPattern(ABC):
 
 
 @functools.lru_cache(maxsize=8)
-def _full_clip_chunks(pattern: AttentionPattern, grid: TokenGrid) -> list[GroupBatch]:
+def _full_clip_batches(pattern: AttentionPattern, grid: TokenGrid) -> list[GroupBatch]:
     """Cached, since building them takes as long as using them in a small model."""
     with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training
-        return pattern.chunks(Tokens.at(TokenPositions(grid=grid), torch.device("cpu")))
+        return pattern.batches(Tokens.at(TokenPositions(grid=grid), torch.device("cpu")))
+
+
+@functools.lru_cache(maxsize=8)
+def _full_clip_batches_on(
+    pattern: AttentionPattern, grid: TokenGrid, device: torch.device
+) -> list[GroupBatch]:
+    """Cached, since a copy to a GPU in each step would wait for it."""
+    with torch.inference_mode(False):
+        return [batch.to(device) for batch in _full_clip_batches(pattern, grid)]
 
 
 class GroupPattern(AttentionPattern):
@@ -168,13 +177,16 @@ class GroupPattern(AttentionPattern):
         The group sizes must be known on the CPU. On a GPU they are only for full clips; for other positions
         the host would have to wait for the device, so the backends of `AttentionPattern` are used.
         """
-        if device.type == "cuda" and positions.index_BN is not None:
+        if positions.index_BN is None:
+            return grouped(_full_clip_batches_on(self, positions.grid, device), 1, device)
+        if device.type == "cuda":
             return super().attention_fn(positions, device)
-        tokens = Tokens.at(positions, torch.device("cpu") if positions.index_BN is None else device)
-        batches = group_batches(
-            self.sort_key(tokens), tokens.clip_BN, tokens.is_register_BN, clips=tokens.clips
-        )
-        return grouped(batches, tokens.shape[0], device)
+        tokens = Tokens.at(positions, device)
+        return grouped(self.batches(tokens), tokens.shape[0], device)
+
+    def batches(self, tokens: Tokens) -> list[GroupBatch]:
+        """See `AttentionPattern.batches`: one or a few batches of groups."""
+        return group_batches(self.sort_key(tokens), tokens.clip_BN, tokens.is_register_BN, clips=tokens.clips)
 
 
 class AttentionKind(ABC):

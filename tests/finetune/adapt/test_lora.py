@@ -162,7 +162,7 @@ def test_peft_loads_the_saved_adapter(config, tmp_path):
 
 def test_without_peft_the_error_names_the_installation(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    settings = {"zero_stage": 0, "compiled": False, "is_packed": False}
+    settings = {"zero_stage": 0, "is_packed": False}
     with pytest.raises(
         ValueError, match=r"adapt.method=lora: .* got none; fix: pip install 'kinemae\[lora\]'"
     ):
@@ -174,12 +174,11 @@ def test_without_peft_the_error_names_the_installation(monkeypatch):
     ("config", "setting", "error"),
     [
         (AdaptConfig(method="dora"), {"zero_stage": 3}, "engine.zero_stage must be below 3"),
-        (AdaptConfig(method="lora", dropout=0.1), {"compiled": True}, "engine.compile must be false"),
         (AdaptConfig(method="lora", dropout=0.1), {"is_packed": True}, "adapt.dropout must be 0"),
     ],
 )
 def test_an_unsupported_setting_is_refused(config, setting, error):
-    supported = {"zero_stage": 0, "compiled": False, "is_packed": False}
+    supported = {"zero_stage": 0, "is_packed": False}
     check_adapters(config, **supported)
     with pytest.raises(ValueError, match=error):
         check_adapters(config, **{**supported, **setting})

@@ -12,9 +12,9 @@ from kinemae.data_tools.randomness import ClipRandom
 from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.blocks import set_up_blocks
-from kinemae.pretrain.runtime.engine import check_engine
+from kinemae.pretrain.runtime.engine import BlockSettings, check_engine, compiles
 from kinemae.pretrain.runtime.metrics import read_metrics
-from kinemae.pretrain.runtime.processes import find_processes
+from kinemae.pretrain.runtime.processes import Processes, find_processes
 from kinemae.pretrain.runtime.settings import EngineConfig
 from kinemae.pretrain.training import make_plan, training_clips
 from tests.forked import run_forked
@@ -75,19 +75,21 @@ def test_a_run_applies_activation_checkpointing_and_compilation(
 def test_unsupported_compilation_is_refused(
     small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"engine.compile must be false at engine.zero_stage=3"):
-        EngineConfig(compile=True, zero_stage=3)
-    with pytest.raises(ValueError, match=r"engine.compile must be false with token merging"):
+    with pytest.raises(ValueError, match=r"engine.compile must be auto or false at engine.zero_stage=3"):
+        EngineConfig(compile="true", zero_stage=3)
+    with pytest.raises(ValueError, match=r"engine.compile: expected auto or false with token merging"):
         make_plan(small_config("engine.compile=true", "model.merge_per_block=2"))
     assert TokenReduction(pruning=Component(name="run_length")).is_packed
     assert not TokenReduction(pruning=Component(name="run_length", args={"keep": 0.5})).is_packed
-    compiling = EngineConfig(compile=True, device="cpu")
-    with pytest.raises(ValueError, match=r"engine.compile must be false with pruning.args.keep=null"):
-        check_engine(compiling, find_processes("cpu"), merges=False, packs=True)
+    compiling, processes = EngineConfig(compile="true", device="cpu"), find_processes("cpu")
+    with pytest.raises(ValueError, match=r"expected auto or false with pruning.args.keep=null, .* got true"):
+        check_engine(compiling, processes, BlockSettings(merges=False, packs=True))
+    with pytest.raises(ValueError, match=r"expected auto or false with adapt.dropout above 0, .* got true"):
+        check_engine(compiling, processes, BlockSettings(merges=False, drops=True))
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(
         ValueError,
-        match=r"expected a C\+\+ compiler on the CPU \(no-such-compiler\), got none; fix: install it",
+        match=r"without a C\+\+ compiler on the CPU \(no-such-compiler\), got true; fix: .* or install it",
     ):
         make_plan(small_config("engine.compile=true"))
     monkeypatch.delenv("CXX")
@@ -97,8 +99,46 @@ def test_unsupported_compilation_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("blocks", "reason"),
+    [
+        (BlockSettings(merges=False), None),
+        (BlockSettings(merges=True), "with token merging, which runs halves of blocks"),
+        (BlockSettings(merges=False, packs=True), "with pruning.args.keep=null"),
+        (BlockSettings(merges=False, drops=True), "with adapt.dropout above 0"),
+    ],
+)
+def test_compilation_is_automatic_on_cuda_and_off_where_it_is_not_supported(
+    blocks: BlockSettings,
+    reason: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("kinemae.pretrain.runtime.engine._missing_compiler", lambda device: None)
+    on_cuda = Processes(rank=0, world=1, device=torch.device("cuda", 0))
+    check_engine(EngineConfig(), on_cuda, blocks)
+    assert compiles(EngineConfig(), on_cuda, blocks) == (reason is None)
+    assert not compiles(EngineConfig(compile="false"), on_cuda, blocks)
+    assert not compiles(EngineConfig(), find_processes("cpu"), blocks)
+    messages = [f"engine.compile=auto: blocks are not compiled {reason}"] if reason else []
+    assert [found[: len(wanted)] for found, wanted in zip(caplog.messages, messages, strict=True)] == messages
+
+
+def test_automatic_compilation_is_off_at_zero_3_and_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_cuda = Processes(rank=0, world=1, device=torch.device("cuda", 0))
+    monkeypatch.setattr("kinemae.pretrain.runtime.engine._missing_compiler", lambda device: "triton")
+    plain = BlockSettings(merges=False)
+    assert not compiles(EngineConfig(), on_cuda, plain)
+    monkeypatch.setattr("kinemae.pretrain.runtime.engine._missing_compiler", lambda device: None)
+    assert compiles(EngineConfig(), on_cuda, plain)
+    assert not compiles(EngineConfig(zero_stage=3), on_cuda, plain)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"compile": True}, "engine.compile must be auto, true or false, got True"),
         ({"zero_stage": 4}, "engine.zero_stage must be 0, 1, 2 or 3, got 4"),
         ({"grad_reduce_dtype": "fp16"}, "engine.grad_reduce_dtype must be auto, fp32 or bf16, got 'fp16'"),
     ],

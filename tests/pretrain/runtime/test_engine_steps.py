@@ -1,6 +1,7 @@
 """Overhead of a step: no device synchronization, and gradients in buckets of the configured size."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,3 +43,48 @@ def test_stage_1_exchanges_during_the_last_backward_pass() -> None:
         assert step["synchronized"] == 0
         first, last = step["overlapped"]
         assert first == 0 and last >= 4, step
+
+
+def counted_waits(
+    shards: Path, folder: Path, *, world: int, stage: int, device: str, recipes: tuple[str, ...]
+) -> Any:
+    """Counts of each recipe on the first process; see `wait_job.py`."""
+    job = ("-m", "tests.pretrain.runtime.wait_job", str(shards), str(folder), str(stage), device, *recipes)
+    processes = start_ranks(world, *job)
+    outputs = [process.communicate(timeout=540) for process in processes]
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    return json.loads(outputs[0][0].splitlines()[-1])
+
+
+def assert_no_waits(found: dict[str, list[dict[str, Any]]]) -> None:
+    for recipe, steps in found.items():
+        assert steps == [{"waits": [], "scalar_sums": 0, "synchronized": 0}] * len(steps) != [], recipe
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("stage", [0, 1])
+def test_no_step_of_a_recipe_waits_for_the_device(synth_shards: Path, tmp_path: Path, stage: int) -> None:
+    found = counted_waits(synth_shards, tmp_path, world=1, stage=stage, device="cpu", recipes=())
+    assert {kind.split()[0] for kind in found} == {"pretraining", "finetuning"} and len(found) > 8
+    assert_no_waits(found)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("stage", [0, 1])
+def test_no_step_of_two_processes_waits_for_the_device(
+    synth_shards: Path, tmp_path: Path, stage: int
+) -> None:
+    """With layer-wise learning rates, so with many parameter groups, and with clipping."""
+    recipes = ("mae_st_base", "mae_st_base_k400")
+    found = counted_waits(synth_shards, tmp_path, world=2, stage=stage, device="cpu", recipes=recipes)
+    assert len(found) == 2
+    assert_no_waits(found)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stage", [0, 1])
+def test_no_step_of_a_recipe_waits_for_a_gpu(synth_shards: Path, tmp_path: Path, stage: int) -> None:
+    """PyTorch raises an error at a wait."""
+    assert_no_waits(counted_waits(synth_shards, tmp_path, world=1, stage=stage, device="cuda", recipes=()))
