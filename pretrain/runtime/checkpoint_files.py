@@ -6,6 +6,7 @@ step-00001000/state.json         the run state that is not a function of the ste
 step-00001000/manifest.json      size and checksum of every file; written last
 step-00002000.ATTEMPT.partial/   a save in progress, or an interrupted one
 step-00000500.dropped/           about to be removed
+step-00001000.replaced/          saved again; gets its name back if that save was interrupted
 step-00003000.quarantined/       damaged and skipped at a start; nothing removes it
 
 Shard files hold flat float32 tensors named `KIND/NAME@START`, for example
@@ -37,7 +38,8 @@ from kinemae.pretrain.runtime.tensor_shards import ShardRange
 FORMAT = 1
 
 _MOST_NAMED = 5
-_PARTIAL, _DROPPED, _QUARANTINED, _SHARD = ".partial", ".dropped", ".quarantined", "shard-"
+_PARTIAL, _DROPPED, _REPLACED, _QUARANTINED = ".partial", ".dropped", ".replaced", ".quarantined"
+_SHARD = "shard-"
 MANIFEST, _STATE, _PARAMETERS = "manifest.json", "state.json", "parameters.json"
 _VALUE_BYTES = 4
 _ALIGNMENT = 64
@@ -279,11 +281,17 @@ def _entries(checkpoints: Path, *endings: str) -> list[Path]:
 
 
 def remove_leftovers(checkpoints: Path) -> None:
-    """Remove interrupted saves and dropped checkpoints.
+    """Remove interrupted saves and dropped checkpoints; restore a checkpoint whose replacement is missing.
 
     Raises:
         OSError: they cannot be removed.
     """
+    for path in _entries(checkpoints, _REPLACED):
+        final = path.with_name(path.name.removesuffix(_REPLACED))
+        if final.exists():
+            drop(path)
+        else:
+            path.rename(final)
     for path in _entries(checkpoints, _PARTIAL, _DROPPED):
         with suppress(FileNotFoundError):  # removed by another process meanwhile
             shutil.rmtree(path)
@@ -324,24 +332,30 @@ def remove_dropped(checkpoints: Path, attempt: str) -> None:
         log.warning("could not remove old checkpoints in %s: %s", checkpoints, error)
 
 
-def commit(partial: Path, final: Path, metadata: CheckpointMetadata) -> None:
+def commit(partial: Path, final: Path, metadata: CheckpointMetadata, *, replaces: bool = False) -> None:
     """Turn a folder whose shards are on the disk into a checkpoint, atomically.
 
+    Args:
+        replaces: whether a checkpoint of this name is dropped; otherwise it is quarantined.
+
     Raises:
-        OSError: it could not be written.
+        OSError: it could not be written; a checkpoint of this name is intact.
     """
-    if not partial.exists() and _has_files(final, metadata):  # an earlier attempt failed after the rename
-        _fsync(final.parent)
-        return
-    check_sizes(partial, metadata, {name: (partial / name).stat().st_size for name in metadata.files})
-    for name, text in json_files(metadata).items():
-        (partial / name).write_bytes(text)
-        _fsync(partial / name)
-    _fsync(partial)
-    if final.exists():  # of another run: this run renames its own
-        quarantine(final)
-    partial.rename(final)
+    replaced = final.with_name(f"{final.name}{_REPLACED}")
+    if partial.exists() or not _has_files(final, metadata):  # an earlier attempt may have failed at the end
+        check_sizes(partial, metadata, {name: (partial / name).stat().st_size for name in metadata.files})
+        for name, text in json_files(metadata).items():
+            (partial / name).write_bytes(text)
+            _fsync(partial / name)
+        _fsync(partial)
+        if final.exists() and replaces:
+            final.rename(replaced)
+        elif final.exists():  # of another run: this run renames its own
+            quarantine(final)
+        partial.rename(final)
     _fsync(final.parent)
+    if replaced.exists():
+        drop(replaced)
 
 
 def _has_files(final: Path, metadata: CheckpointMetadata) -> bool:

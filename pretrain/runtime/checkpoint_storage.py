@@ -125,10 +125,8 @@ class FolderStorage(CheckpointStorage):
         return files.write_shards(path, ranges, values)
 
     def commit(self, save: Place, step: int, metadata: CheckpointMetadata, *, replaces: bool) -> None:
-        partial, final = Path(str(save)), files.checkpoint_folder(self.place, step)
-        if replaces and partial.exists() and final.exists():
-            files.drop(final)
-        files.commit(partial, final, metadata)
+        final = files.checkpoint_folder(self.place, step)
+        files.commit(Path(str(save)), final, metadata, replaces=replaces)
 
     def discard(self, save: Place) -> None:
         shutil.rmtree(str(save), ignore_errors=True)

@@ -166,6 +166,33 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tmp_path: Path
     assert newest_of(tmp_path) == 2
 
 
+def test_a_full_disk_leaves_the_loaded_checkpoint_that_is_saved_again(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    saver, engine = checkpoints(tmp_path), PlainEngine()
+    saver.load_newest(engine)
+    more = RunState(step=2, validations=[{"step": 1, "text": "x" * 20_000}])
+    saver.save(engine, more)
+    with no_file_above(10_000), pytest.raises(CheckpointError, match="older checkpoints are intact"):
+        saver.commit()  # the shards are on the disk, and the state is too large for it
+    assert newest_of(tmp_path) == 2
+    saver.save(engine, more)
+    saver.commit()
+    saver.commit()  # waits for the removal of the replaced one
+    assert stored_steps(tmp_path) == ["step-00000002"]
+    assert checkpoints(tmp_path).load_newest(engine) == more
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_one(tmp_path: Path, is_written: bool) -> None:
+    save(tmp_path, 2)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step-00000002", folder / "step-00000002.replaced")
+    if not is_written:
+        (folder / "step-00000002").rename(folder / "step-00000002.one.partial")
+    assert newest_of(tmp_path) == 2
+    assert stored_steps(tmp_path) == ["step-00000002"]
+
+
 def test_a_save_with_missing_values_fails(tmp_path: Path) -> None:
     saver, engine = checkpoints(tmp_path), PlainEngine()
     engine.train_to(1)
