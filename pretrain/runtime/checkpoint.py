@@ -169,8 +169,12 @@ class Checkpoints:
         return self._writer is not None
 
     def is_written(self) -> bool:
-        """Check whether this process's part is on the disk or has failed; true without an unfinished save."""
-        return self._writer is None or not self._writer.is_alive()
+        """Check whether this process's part of an unfinished save is on the disk or has failed.
+
+        False without an unfinished save: processes exchange the answer steps later, and a save that begins
+        meanwhile would count as written.
+        """
+        return self._writer is not None and not self._writer.is_alive()
 
     def commit(self) -> None:
         """Collective. Wait for all parts, complete the checkpoint, and drop old ones.

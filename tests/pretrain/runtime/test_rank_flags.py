@@ -1,11 +1,13 @@
 """All processes read the same flags at the same step, with two requests per process about once a second."""
 
+import os
 import random
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -13,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinemae.pretrain.runtime import rank_flags
+from kinemae.pretrain.runtime.checkpoint import RunState
 from kinemae.pretrain.runtime.rank_flags import Flags, RankFlags
+from tests.checkpointing import PlainEngine, checkpoints
 
 WORLD = 64
 NOTHING = Flags()
@@ -103,6 +107,29 @@ def test_rounds_are_a_second_or_a_step_apart(clock: Clock, step_s: float, expect
     gaps = [after - before for before, after in pairwise(rounds)]
     assert set(gaps[15:]) <= {expected_gap - 1, expected_gap} - {0}
     assert all(after <= 2 * before for before, after in pairwise(gaps))
+
+
+def test_a_save_that_begins_between_two_rounds_does_not_count_as_written(
+    clock: Clock, tmp_path: Path
+) -> None:
+    store, saver, engine = dist.HashStore(), checkpoints(tmp_path), PlainEngine()
+    ranks = [new_flags(store, world=2, interval_s=1.0) for _ in range(2)]
+    saver.attempt = "one"
+    pipe = saver.folder / "step-00000055.one.partial" / "shard-00000-of-00001.safetensors"
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)  # who writes to it waits for a reader
+    found = []
+    for step in range(120):
+        if step == 90:
+            pipe.read_bytes()
+            while not saver.is_written():
+                time.sleep(0.001)
+        if step == 55:  # ten steps apart, rounds are at other steps
+            saver.save(engine, RunState(step=step))
+        flags = end_step(ranks, is_writing=not saver.is_written())
+        found += [step] if saver.is_saving and not flags.is_writing else []
+        clock.now_s += 0.1
+    assert found and found[0] > 90
 
 
 def test_steps_that_become_slower_bring_the_next_rounds_closer(clock: Clock) -> None:
