@@ -94,7 +94,9 @@ class LossGuard:
                         f"{self._config.spike_sigmas:g} deviations above the mean of {len(before)} steps"
                     )
                     return Incident(steps=(line["step"],), lead=0, reason=reason)
-        self.recent.append([line[name] for name in _MONITORED])
+        values = [line[name] for name in _MONITORED]
+        if all(map(math.isfinite, values)):  # a step without a readable clip has no loss
+            self.recent.append(values)
         return None
 
 

@@ -80,6 +80,13 @@ def test_skipped_and_omitted_steps_are_not_in_the_window() -> None:
     assert [list(pair) for pair in guard.recent] == [[one["loss"], one["grad_norm"]] for one in steady(8)]
 
 
+def test_a_step_without_a_readable_clip_is_not_in_the_window() -> None:
+    guard = LossGuard(LossGuardConfig(spike_sigmas=6, window=4), [])
+    assert guard.check([*steady(2), line(2, loss=math.nan, norm=0.0), *steady(2), *steady(4)]) is None
+    incident = guard.check([line(9, loss=50.0)])
+    assert incident is not None and incident.steps == (9,)
+
+
 def test_spikes_do_not_depend_on_the_interval_of_reports() -> None:
     lines = [*steady(10), line(10, loss=3.0), line(11)]
     at_once = LossGuard(LossGuardConfig(spike_sigmas=6, window=8), []).check(lines)
