@@ -1,8 +1,9 @@
-"""JSON lines writer that survives a kill and a full disk."""
+"""JSON lines writer that survives a kill, a full disk and a file system that fails."""
 
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,19 @@ class JsonlWriter:
                 raise OSError(f"{written} of {len(text)} bytes written")
         except OSError as error:
             self._warn(error)
-            os.ftruncate(self._file, self._bytes)  # works on a full disk
+            with suppress(OSError):  # works on a full disk; otherwise the next lines overwrite the rest
+                os.ftruncate(self._file, self._bytes)
             return
         self._bytes += len(text)
         self.is_failing = False
 
     def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-        self._file = None
+        file, self._file = self._file, None
+        try:
+            if file is not None:
+                os.close(file)
+        except OSError as error:  # a network file system may report a failed write only here
+            self._warn(error)
 
     def _warn(self, error: OSError) -> None:
         if not self.is_failing:

@@ -1,6 +1,7 @@
 """Lines of a `JsonlWriter` are complete or absent, also on a full disk."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,19 @@ def test_a_full_disk_drops_whole_lines_with_one_warning_each_time(
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [0, 1, 4]
     (warning,) = caplog.messages
     assert "cannot write metrics" in warning and "training continues without it" in warning
+
+
+def test_a_file_system_that_fails_every_call_gives_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    writer = JsonlWriter(tmp_path / "metrics.jsonl", first_step=0, title="metrics")
+    assert writer._file is not None
+    os.close(writer._file)  # as a stale handle: writing, truncating and closing fail
+    writer.write([line(0)])
+    writer.close()
+    (warning,) = caplog.messages
+    assert "cannot write metrics ([Errno 9] Bad file descriptor); training continues" in warning
 
 
 def test_a_folder_that_cannot_be_created_gives_a_warning(
