@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from kinemae.data_tools.call_config import call_config, restored_environment
-from kinemae.data_tools.command import log
+from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.orders.base import Order, build_order
 from kinemae.data_tools.stream.mixture import Source
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
-from kinemae.data_tools.stream.training_clips import sample_order
+from kinemae.data_tools.stream.training_clips import RunClips, sample_order
 from kinemae.finetune.adapt.freezing import starts_at
 from kinemae.finetune.adapt.layer_decay import layer_scale
 from kinemae.finetune.adapt.lora import check_adapters
@@ -349,19 +349,33 @@ def calibrate_head(prepared: PreparedRun, run: Trainer) -> None:
     if not model.head.needs_calibration:
         return
     if processes.is_first:
-        count = min(_CALIBRATION_CLIPS, len(prepared.train) * run.clips.views)
-        step = prepared.plan.micro_clips
         model.to(processes.device).eval()
         with torch.no_grad():
-            parts = [range(first, min(first + step, count)) for first in range(0, count, step)]
-            features = [
-                model.features(run.clips.batch(part).to(processes.device).clip_BCTHW) for part in parts
-            ]
-            model.head.calibrate(Features.join(features))
+            model.head.calibrate(_calibration_features(prepared, run.clips))
         model.train()
     measured = processes.broadcast_object({name: buffer.cpu() for name, buffer in model.head.named_buffers()})
     for name, buffer in model.head.named_buffers():
         buffer.copy_(measured[name])
+
+
+def _calibration_features(prepared: PreparedRun, clips: RunClips[Any]) -> Features:
+    """Encode the first clips of the run, without those that could not be read, which are black.
+
+    Raises:
+        DataError: none could be read.
+    """
+    count, step = min(_CALIBRATION_CLIPS, len(prepared.train) * clips.views), prepared.plan.micro_clips
+    features: list[Features] = []
+    for first in range(0, count, step):
+        batch = clips.batch(range(first, min(first + step, count))).to(prepared.processes.device)
+        if len(batch.skipped) < len(batch.keys):
+            features.append(prepared.model.features(batch.clip_BCTHW[batch.weight_B > 0]))
+    if not features:
+        raise DataError(
+            f"{prepared.data.train.key}: expected readable videos to measure head.args.norm=standardize, got "
+            f"none in {count} clips, the last one {batch.skipped[-1].reason}; fix: repair or remove them"
+        )
+    return Features.join(features)
 
 
 def _save(finetuned: FinetunedModel, config: FinetuneConfig, folder: Path, steps: int) -> None:
