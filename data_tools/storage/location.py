@@ -183,7 +183,7 @@ class Location:
         remote.write_chunks(self.url, chunks, size, self.retry_policy)
 
     def abort_uploads(self) -> int:
-        """Abort unfinished uploads of killed processes in this folder of S3; return their number."""
+        """Abort unfinished uploads of killed processes to subfolders of this folder; see `remote`."""
         return remote.abort_uploads(self.url, self.retry_policy)
 
     def upload(self, file: Path) -> None:

@@ -207,7 +207,10 @@ def _parts(chunks: Iterable[bytes | memoryview], size: int) -> Iterator[bytes]:
 
 
 def abort_uploads(url: str, policy: RetryPolicy) -> int:
-    """Abort the unfinished uploads of `write_chunks` below a folder of S3; return their number."""
+    """Abort unfinished uploads of `write_chunks` to the subfolders of a folder of S3; return their number.
+
+    Deeper folders may belong to another run, whose uploads are in progress.
+    """
     fs = _file_system(url, policy)
     bucket, prefix, _ = fs.split_path(url.rstrip("/") + "/")
     prefix = prefix.rstrip("/") + "/"
@@ -220,7 +223,8 @@ def abort_uploads(url: str, policy: RetryPolicy) -> int:
             policy=policy,
         )
 
-    uploads = call("list_multipart_uploads", Prefix=prefix).get("Uploads", [])  # at most 1,000
+    found = call("list_multipart_uploads", Prefix=prefix).get("Uploads", [])  # at most 1,000
+    uploads = [upload for upload in found if upload["Key"].removeprefix(prefix).count("/") == 1]
     for upload in uploads:
         call("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
     return len(uploads)

@@ -25,6 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from kinemae.data_tools.command import CheckpointError, log
+from kinemae.data_tools.files import replaced_file
 from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable, location
 from kinemae.data_tools.storage.sequential_file import SequentialFile
 from kinemae.pretrain.runtime import checkpoint_files as files
@@ -280,7 +281,9 @@ class RunInStore:
         with _named_errors(self._place):
             for name in RUN_FILES:
                 if (self._place / name).exists():
-                    (self._place / name).download(run_dir / name)
+                    content = (self._place / name).read()
+                    with replaced_file(run_dir / name) as partial:  # whose name a later start ignores
+                        partial.write_bytes(content)
 
     def write(self, run_dir: Path) -> None:
         """Copy the files of a run folder, which shows before the first step that the place can be written."""

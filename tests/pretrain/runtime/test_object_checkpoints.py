@@ -4,6 +4,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from kinemae.launch.record import saved_steps
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime import file_retries
 from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
-from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir
+from kinemae.pretrain.runtime.run_folder import IGNORED_ENTRIES, check_run_dir, open_run_dir
 from tests.checkpointing import PlainEngine, alone
 from tests.faulty_server import FaultyServer
 from tests.pretrain.runtime.test_resume import losses
@@ -106,11 +107,15 @@ def test_an_interrupted_save_is_never_listed_and_the_next_start_removes_it(
     while not killed.is_written():
         time.sleep(0.01)
     fs = remote._file_system(bucket, QUICK)
-    key = {"Bucket": bucket.removeprefix("s3://"), "Key": "run/step-00000003.abc-1/shard-00000-of-00001"}
-    remote._run(lambda: fs._call_s3("create_multipart_upload", **key), 10)
-    assert saves(bucket)[2] == ["shard-00000-of-00001.safetensors"] and unfinished_uploads(bucket) == 1
+    for run in ("run", "run/finetuned"):  # another run writes below this one
+        key = {
+            "Bucket": bucket.removeprefix("s3://"),
+            "Key": f"{run}/step-00000003.abc-1/shard-00000-of-00001",
+        }
+        remote._run(partial(fs._call_s3, "create_multipart_upload", **key), 10)
+    assert saves(bucket)[2] == ["shard-00000-of-00001.safetensors"] and unfinished_uploads(bucket) == 2
     assert newest_of(tmp_path, bucket) == 1
-    assert list(saves(bucket)) == [1] and unfinished_uploads(bucket) == 0
+    assert list(saves(bucket)) == [1] and unfinished_uploads(bucket) == 1, "that of the other run"
 
 
 def test_the_removal_of_old_saves_keeps_a_save_that_is_being_written(tmp_path: Path, bucket: str) -> None:
@@ -191,7 +196,10 @@ def test_a_store_that_fails_has_the_exit_code_of_a_folder(
 
 
 def test_another_run_in_the_same_place_is_refused_and_a_lost_run_folder_is_not(
-    tmp_path: Path, bucket: str, small_config: Callable[..., PretrainConfig]
+    tmp_path: Path,
+    bucket: str,
+    small_config: Callable[..., PretrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place = f"save_to={bucket}/run"
     first = small_config(place, f"run_dir={tmp_path / 'a'}")
@@ -204,7 +212,17 @@ def test_another_run_in_the_same_place_is_refused_and_a_lost_run_folder_is_not(
         check_run_dir(tmp_path / "b", other)
     again = small_config(place, "optim.lr=2e-3", f"run_dir={tmp_path / 'b'}")
     check_run_dir(tmp_path / "b", again)
-    open_run_dir(tmp_path / "b", again)
+    before: list[set[str]] = []  # files of an interrupted start
+    replace = Path.replace
+
+    def watched_replace(path: Path, target: Path) -> Path:
+        before.append({one.name for one in path.parent.iterdir()})
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", watched_replace)
+        open_run_dir(tmp_path / "b", again)
+    assert before[0] <= set(IGNORED_ENTRIES), "the next start accepts such a folder"
     assert (tmp_path / "b" / "config.yaml").read_text() == (tmp_path / "a" / "config.yaml").read_text()
     with pytest.raises(ValueError, match=r"another config \(save_to: run .s3:"):
         check_run_dir(tmp_path / "a", small_config(f"save_to={bucket}/other", f"run_dir={tmp_path / 'a'}"))
