@@ -1,8 +1,8 @@
 """Benchmark training steps: pretraining against transformers' VideoMAE, fine-tuning with fewer tokens.
 
-    python tests/benchmarks/step.py                         # base, 4 clips of 16x224x224: about 15 minutes
-    python tests/benchmarks/step.py --only pretraining      # about 3 minutes
-    python tests/benchmarks/step.py --size small --clips 1  # quicker
+    python -m tests.benchmarks.step                         # base, 4 clips of 16x224x224: about 15 minutes
+    python -m tests.benchmarks.step --only pretraining      # about 3 minutes
+    python -m tests.benchmarks.step --size small --clips 1  # quicker
 
 Pretraining: one forward and backward of a micro-batch, tube mask of 0.9, on one thread in fp32. The
 reference is `VideoMAEForPreTraining` with PyTorch's fused attention. Rows: the same mathematics
@@ -21,20 +21,20 @@ import argparse
 from typing import Literal
 
 import torch
-from peers import why_missing
-from step_finetune import print_finetuning
-from timing import Step, min_seconds
 from torch import Tensor
 
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.masking.tube import TubeMasking
-from kinemae.pretrain.model.autoencoder import build_autoencoder
+from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
 from kinemae.pretrain.model.sizes import SIZES, ModelConfig
 from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid
 from kinemae.pretrain.noise.none import NoNoise
 from kinemae.pretrain.targets.pixels import PixelTarget
 from kinemae.pretrain.token_selection import TokenSelection
+from tests.benchmarks.peers import why_missing
+from tests.benchmarks.step_finetune import print_finetuning
+from tests.benchmarks.timing import Step, min_seconds
 
 PEER = "transformers, SDPA"
 OURS: dict[str, tuple[Literal["self", "cross"], float]] = {
@@ -46,7 +46,14 @@ OURS: dict[str, tuple[Literal["self", "cross"], float]] = {
 
 
 def our_step(config: ModelConfig, clip_BCTHW: Tensor) -> Step:
-    """Make the step of our model."""
+    """Make the step of our model, on the device of the clips."""
+    model, batch = our_model(config, clip_BCTHW)
+    draws = ClipRandom(0, batch.clip_index_B)
+    return Step(model, lambda: model(batch, draws)["loss"].mean())
+
+
+def our_model(config: ModelConfig, clip_BCTHW: Tensor) -> tuple[MaskedAutoencoder, ClipBatch]:
+    """Our model and its batch, on the device of the clips."""
     grid = TokenGrid.of(clip_BCTHW.shape[2], clip_BCTHW.shape[4], config.shape().encoder.patch)
     model = build_autoencoder(config, grid, target=PixelTarget(), noise=NoNoise())
     patch = config.shape().encoder.patch
@@ -54,7 +61,7 @@ def our_step(config: ModelConfig, clip_BCTHW: Tensor) -> Step:
         masking=TubeMasking(ratio=0.9), grid=grid, patch=patch, seed=0, predict_ratio=config.predict_ratio
     )
     clips = len(clip_BCTHW)
-    rows = [split(clip_BCTHW[index, 0], index) for index in range(clips)]
+    rows = [split(clip_BCTHW[index, 0].cpu(), index) for index in range(clips)]
     batch = ClipBatch(
         pixels=clip_BCTHW,
         clip_index_B=torch.arange(clips),
@@ -62,12 +69,11 @@ def our_step(config: ModelConfig, clip_BCTHW: Tensor) -> Step:
         weight_B=torch.ones(clips),
         tokens={name: torch.stack([row[name] for row in rows]) for name in rows[0]},
     )
-    draws = ClipRandom(0, batch.clip_index_B)
-    return Step(model, lambda: model(batch, draws)["loss"].mean())
+    return model.to(clip_BCTHW.device), batch.to(clip_BCTHW.device)
 
 
 def peer_step(config: ModelConfig, clip_BCTHW: Tensor) -> Step:
-    """Make the step of transformers' model of the same shape."""
+    """Make the step of transformers' model of the same shape, on the device of the clips."""
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
     shape = config.shape()
@@ -89,13 +95,15 @@ def peer_step(config: ModelConfig, clip_BCTHW: Tensor) -> Step:
             attn_implementation="sdpa",
         )
     )
-    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (MEAN, STD))
+    device = clip_BCTHW.device
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1, 1) for values in (MEAN, STD))
     pixels = ((clip_BCTHW / 255 - mean) / std).transpose(1, 2).contiguous()
     grid = TokenGrid.of(clip_BCTHW.shape[2], clip_BCTHW.shape[4], shape.encoder.patch)
     is_hidden_BN = torch.zeros(len(clip_BCTHW), grid.tokens, dtype=torch.bool)
     for is_hidden_N in is_hidden_BN:
         is_hidden_N[TubeMasking(ratio=0.9).split(grid, torch.Generator())[1]] = True
-    return Step(peer, lambda: peer(pixels, bool_masked_pos=is_hidden_BN).loss)
+    is_hidden_BN = is_hidden_BN.to(device)
+    return Step(peer.to(device), lambda: peer(pixels, bool_masked_pos=is_hidden_BN).loss)
 
 
 def print_pretraining(*, size: str, shape: tuple[int, ...], repeats: int) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from timing import Step, min_seconds
 from torch import Tensor
 
 from kinemae.data_tools.components import Component
@@ -23,6 +22,7 @@ from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import SIZES
 from kinemae.pretrain.model.tokens import TokenGrid
+from tests.benchmarks.timing import Step, min_seconds
 from tests.task_models import classification
 
 REPO = Path(__file__).resolve().parents[2]
