@@ -174,6 +174,15 @@ def _grad_reduce_dtype(config: PretrainConfig) -> str:
     return "fp32" if config.engine.device == "cpu" else _precision(config)
 
 
+def _compiles(config: PretrainConfig) -> bool:
+    """Whether to assume compiled blocks; "auto" as for `_precision`."""
+    setting: object = config.engine.compile
+    if setting == "auto":
+        can_compile = config.model.merge_per_block == 0 and config.engine.zero_stage < 3
+        return can_compile and config.engine.device != "cpu"
+    return setting in (True, "true")
+
+
 def _run(config: PretrainConfig) -> dict[str, Any]:
     """The config values that a plan uses."""
     clip = config.clip
@@ -190,7 +199,7 @@ def _run(config: PretrainConfig) -> dict[str, Any]:
         "bucket_mb": config.engine.bucket_mb,
         "overlap_comm": config.engine.overlap_comm,
         "recomputes": config.engine.activation_checkpointing,
-        "compiles": config.engine.compile,
+        "compiles": _compiles(config),
         "grad_reduce_dtype": _grad_reduce_dtype(config),
         "keep_checkpoints": config.keep_checkpoints,
         "frames": clip.frames,

@@ -96,7 +96,8 @@ def predict(
         clips: of the micro-batch; each step has one.
         clip_flops: training FLOPs of a clip, without repeated ones.
     """
-    assumed, found = Assumptions(), {}
+    assumed = Assumptions()
+    found: dict[str, dict[str, Any]] = {}
     for name, gpu in GPUS.items():
         found[name] = {}
         for variant, operations in variants.items():
