@@ -176,11 +176,10 @@ def _grad_reduce_dtype(config: PretrainConfig) -> str:
 
 def _compiles(config: PretrainConfig) -> bool:
     """Whether to assume compiled blocks; "auto" as for `_precision`."""
-    setting: object = config.engine.compile
-    if setting == "auto":
-        can_compile = config.model.merge_per_block == 0 and config.engine.zero_stage < 3
-        return can_compile and config.engine.device != "cpu"
-    return setting in (True, "true")
+    if config.engine.compile != "auto":
+        return config.engine.compile == "true"
+    can_compile = config.model.merge_per_block == 0 and config.engine.zero_stage < 3
+    return can_compile and config.engine.device != "cpu"
 
 
 def _run(config: PretrainConfig) -> dict[str, Any]:
