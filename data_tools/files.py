@@ -37,9 +37,11 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 
 def atomic_write_text(path: Path, text: str, *, errors: str = "strict") -> None:
-    """Write a small file atomically: a reader sees the old or the new content."""
-    with replaced_file(path) as partial:
-        partial.write_text(text, encoding="utf-8", errors=errors)
+    """Write a small file atomically: a reader sees the old or the new content, also after a power failure."""
+    with replaced_file(path) as partial, partial.open("w", encoding="utf-8", errors=errors) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # otherwise a file system may store the new name before the content
 
 
 def set_default_mode(path: Path) -> None:

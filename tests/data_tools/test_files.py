@@ -151,3 +151,18 @@ def test_a_url_is_no_local_out(
     assert main([command, *source, f"s3://bucket/{name}"]) == EXIT_CONFIG
     assert f"OUT s3://bucket/{name}: expected a path, got a URL" in capsys.readouterr().err
     assert [*tmp_path.iterdir()] == []
+
+
+def test_the_content_is_on_the_disk_before_the_new_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def watched_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.extend(one.name for one in tmp_path.iterdir() if one.read_text() == "new")
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    atomic_write_text(tmp_path / "file", "new")
+    assert synced == ["file.partial"] and (tmp_path / "file").read_text() == "new"
