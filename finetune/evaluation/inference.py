@@ -8,6 +8,7 @@ of processes, and the predictions are equal to the last digit.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from kinemae.data_tools.command import log
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.progress import progress
+from kinemae.data_tools.stream.batch import SkippedClip
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, sliding_clip_count
 from kinemae.data_tools.stream.loader import EvaluationItem, evaluation_loader
 from kinemae.data_tools.stream.yuv_to_rgb import join, on_device
@@ -42,7 +44,7 @@ class ForwardConfig(Protocol):
 
 
 class Output(NamedTuple):
-    """An item with the model's output for its views, on the CPU; None for an item that could not be read."""
+    """An item with the model's output for its views, on the CPU; None for an item that is skipped."""
 
     item: EvaluationItem
     output_V: Tensor | None
@@ -205,8 +207,17 @@ def _forward(
     lengths = [len(pixels) for pixels in views]
     split = zip(*(torch.cat(parts).float().cpu().split(lengths) for parts in (outputs, kept)), strict=True)
     return [
-        Output(item, *next(split)) if item.skipped is None else Output(item, None, None) for item in items
+        _finite_output(item, *next(split)) if item.skipped is None else Output(item, None, None)
+        for item in items
     ]
+
+
+def _finite_output(item: EvaluationItem, output_V: Tensor, kept_V: Tensor) -> Output:
+    """An item with its output, or as one that failed: NaN would be predicted as the first class."""
+    if output_V.isfinite().all():
+        return Output(item, output_V, kept_V)
+    skipped = SkippedClip(key=item.key, reason="the model's output for it is not finite")
+    return Output(replace(item, skipped=skipped), None, None)
 
 
 def _combine(task: Task, parts: Sequence[Output], targets: Targets, device: torch.device) -> SamplePrediction:

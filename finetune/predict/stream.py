@@ -227,11 +227,16 @@ def _in_time(parts: Sequence[Pixels]) -> Pixels:
 def predict_window(
     model: VideoModel, window: Window, config: PredictConfig, *, skipped: int = 0
 ) -> WindowPrediction:
-    """Predict one window, by the path of `finetune evaluate`."""
+    """Predict one window, by the path of `finetune evaluate`.
+
+    Raises:
+        DataError: the model's output is not finite.
+    """
     task_model = model.with_head()
     item = EvaluationItem(pixels=window.pixels, time_VT=window.time_1T, label=NO_LABEL, key="", position=0)
     [output] = compute_outputs(task_model, [item], config, model.device)
-    assert output.output_V is not None
+    if output.output_V is None:
+        raise DataError("the model: expected finite outputs, got NaN or infinity; fix: use another model")
     found = score_video(task_model.task, output.output_V, window.time_1T, crops=1, threshold=config.threshold)
     return WindowPrediction(
         start_s=float(found["start_R"].min()),

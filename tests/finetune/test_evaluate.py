@@ -158,6 +158,16 @@ def test_one_sample_alone_is_predicted_as_in_the_whole_data_set(model_dir, valid
         assert (each.key, each.views) == (whole.key, 6)
 
 
+def test_an_output_that_is_not_finite_is_no_prediction(model_dir, validation, index):
+    finetuned = load_model(model_dir)
+    torch.nn.init.constant_(finetuned.model.head.linear.bias, torch.nan)
+
+    predictions = predict_samples(finetuned, index, settings(model_dir, validation), ALONE)
+
+    assert len(predictions) == len(index)
+    assert all(each.values is None and "output for it is not finite" in each.error for each in predictions)
+
+
 def test_an_unreadable_video_is_counted_beside_and_as_wrong(model_dir, validation, index, tmp_path):
     copy = shutil.copytree(validation, tmp_path / "damaged")
     sample = index.sample(3)

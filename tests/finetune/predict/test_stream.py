@@ -93,6 +93,18 @@ def test_wrong_frames_and_settings_of_a_stream_are_errors(model, frame, fps, set
         next(predict_frames(model, [frame], fps=fps, config=PredictConfig(**settings)))
 
 
+def test_an_output_that_is_not_finite_ends_a_stream(model) -> None:
+    frames = np.zeros((FRAMES, 16, 16, 3), np.uint8)
+    bias = model.with_head().head.linear.bias
+    kept = bias.detach().clone()
+    torch.nn.init.constant_(bias, torch.nan)
+    try:
+        with pytest.raises(DataError, match="expected finite outputs, got NaN or infinity; fix"):
+            list(predict_frames(model, iter(frames), fps=FPS, config=CONFIG))
+    finally:
+        bias.data.copy_(kept)
+
+
 def test_a_stream_that_breaks_keeps_its_windows(model, video: Path, tmp_path: Path) -> None:
     with faulty_server(video.parent) as server:
         server.fault = lambda method, path: "cut"
