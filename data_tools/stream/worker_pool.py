@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -36,7 +37,7 @@ from kinemae.data_tools.stream.worker_setup import worker_context
 Item = TypeVar("Item")
 
 _PREFETCH_FACTOR = 2  # items that a worker holds ready; more if they are smaller than its read-ahead
-_MAX_DEATHS = 10  # of workers in one run
+_MAX_DEATHS, _DEATH_ITEMS = 10, 1000  # deaths of workers during this many items
 _START_S = 600.0  # importing torch from a busy network disk takes minutes
 _POLL_S = 1.0
 _SILENT_S = 10.0  # a read of bytes without progress for so long is reported as an outage
@@ -88,7 +89,7 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         self._first_unassigned = 0
         self._lost: list[int] = []  # items of dead workers
         self._arrived: dict[int, Item] = {}
-        self._deaths = 0
+        self._deaths: deque[int] = deque(maxlen=_MAX_DEATHS + 1)  # the next item at each
         self._processes: set[BaseProcess] = set()
         self._is_shut_down = threading.Event()
         weakref.finalize(self, _shutdown, self._processes, self._is_shut_down)
@@ -225,7 +226,7 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         """Start a new worker, request the items of the old one again and quarantine its sample."""
         self._processes.discard(worker.process)
         worker.close()
-        self._deaths += 1
+        self._deaths.append(self._next)
         if worker.key:
             self._quarantine(worker.key, cause)
         elif worker.status.samples == 0:
@@ -235,9 +236,9 @@ class WorkerPool(Iterator[Item], Generic[Item]):
             )
         else:
             log.warning("a loader worker %s between two samples: a new one takes its place", cause)
-        if self._deaths > _MAX_DEATHS:
+        if len(self._deaths) > _MAX_DEATHS and self._next < self._deaths[0] + _DEATH_ITEMS:
             raise DataError(
-                f"{self._deaths} loader workers died or hung, the last one {cause}; samples they read: "
+                f"{len(self._deaths)} loader workers died or hung, the last one {cause}; samples they read: "
                 f"{', '.join(sorted(self.quarantined)) or 'none'}; fix: lower data.num_workers, because "
                 f"{signal.SIGKILL.name} usually means too little memory"
             )

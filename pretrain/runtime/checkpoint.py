@@ -48,6 +48,7 @@ class RunState:
         clips: clips seen, skipped ones included.
         skipped_clips: clips whose video could not be read.
         skipped_steps: steps without an update because the gradient was not finite.
+        skipped_in_row: the last of them, if they were the last steps.
         world: number of processes that wrote the checkpoint.
         zero_stage: ZeRO stage that wrote it.
         omitted: steps whose update the loss guard leaves out.
@@ -61,6 +62,7 @@ class RunState:
     clips: int = 0
     skipped_clips: int = 0
     skipped_steps: int = 0
+    skipped_in_row: list[int] = field(default_factory=list)
     world: int = 1
     zero_stage: int = 0
     omitted: list[int] = field(default_factory=list)

@@ -421,7 +421,7 @@ class Reporter:
         self._trainer = trainer
         self._incidents = incidents
         self._stragglers = stragglers
-        self._guard = LossGuard(trainer.config.loss_guard, state.recent)
+        self._guard = LossGuard(trainer.config.loss_guard, state.recent, state.skipped_in_row)
         self._run_dir = Path(trainer.config.run_dir)
         self.writer: MetricsWriter | None = None
         if trainer.processes.is_first:
@@ -444,6 +444,7 @@ class Reporter:
             clips=done * self._trainer.plan.global_clips,
             skipped_clips=self.state.skipped_clips + sum(line["skipped_clips"] for line in lines),
             skipped_steps=self.state.skipped_steps + len(skipped),
+            skipped_in_row=list(self._guard.skipped_in_row),
             recent=list(self._guard.recent),
         )
         return incident

@@ -48,14 +48,18 @@ class LossGuard:
     """Check the steps of a run in order.
 
     Attributes:
-        recent: loss and gradient norm of the last applied steps, oldest first; empty if the guard is off. A
-            checkpoint stores them, and a continued run starts with them.
+        recent: loss and gradient norm of the last applied steps, oldest first; empty if the guard is off.
+        skipped_in_row: the last steps, if their gradients were not finite.
+
+    A checkpoint stores both, and a continued run starts with them.
     """
 
-    def __init__(self, config: LossGuardConfig, recent: Sequence[list[float]]):
+    def __init__(
+        self, config: LossGuardConfig, recent: Sequence[list[float]], skipped_in_row: Sequence[int] = ()
+    ):
         self._config = config
         self.recent = deque(recent if config.is_on else (), maxlen=config.window)
-        self._skipped: list[int] = []  # the current sequence of steps without a finite gradient
+        self.skipped_in_row = list(skipped_in_row)
 
     def check(self, lines: Sequence[dict[str, Any]]) -> Incident | None:
         """The first incident in the next lines of metrics; later lines are not examined.
@@ -71,18 +75,18 @@ class LossGuard:
         return None
 
     def _check_skipped(self, line: dict[str, Any]) -> Incident | None:
-        self._skipped.append(line["step"])
-        if len(self._skipped) < self._config.max_skipped:
+        self.skipped_in_row.append(line["step"])
+        if len(self.skipped_in_row) < self._config.max_skipped:
             return None
         return Incident(
-            steps=tuple(self._skipped),
+            steps=tuple(self.skipped_in_row),
             # Skipped steps do not change the weights: the cause lies before them.
             lead=self._config.max_skipped,
-            reason=f"{len(self._skipped)} steps in a row had a gradient that is not finite",
+            reason=f"{len(self.skipped_in_row)} steps in a row had a gradient that is not finite",
         )
 
     def _check_applied(self, line: dict[str, Any]) -> Incident | None:
-        self._skipped.clear()
+        self.skipped_in_row.clear()
         if not self._config.is_on:
             return None
         if len(self.recent) == self._config.window:

@@ -248,6 +248,14 @@ def test_many_deaths_end_the_run_and_name_the_samples() -> None:
     assert list(pool) == []
 
 
+def test_deaths_that_are_far_apart_do_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinemae.data_tools.stream.worker_pool._DEATH_ITEMS", 1)
+    assert ITEMS > 11
+    pool = pool_of(Numbers({SAMPLES * item: die for item in range(ITEMS)}))
+    assert len(list(pool)) == ITEMS
+    assert len(pool.quarantined) == ITEMS
+
+
 def test_a_worker_that_cannot_begin_ends_the_run() -> None:
     message = (
         "a loader worker left with exit code 7 before it had read anything; .*data.num_workers=0 reads in the"

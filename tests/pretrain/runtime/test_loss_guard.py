@@ -104,6 +104,15 @@ def test_after_a_sequence_of_skipped_steps_earlier_steps_are_omitted_too() -> No
     assert LossGuard(LossGuardConfig(max_skipped=3), []).check([*bad[:2], line(7), *bad[:2]]) is None
 
 
+def test_steps_without_a_finite_gradient_are_counted_across_a_restart() -> None:
+    bad = [line(step, norm=math.nan) for step in range(5, 8)]
+    before = LossGuard(LossGuardConfig(max_skipped=3), [])
+    assert before.check(bad[:2]) is None
+    after = LossGuard(LossGuardConfig(max_skipped=3), [], before.skipped_in_row)
+    incident = after.check(bad[2:])
+    assert incident is not None and incident.steps == (5, 6, 7)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_a_rollback_equals_a_run_without_the_update_of_the_spike(
