@@ -22,7 +22,7 @@ from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.ssh import SshCluster, SshTransport
 
 SOURCE = Path(probe.__file__).read_text(encoding="utf-8")
-GROUP_S = 120  # a cold file system imports torch for a minute
+GROUP_S = 40
 _RUN_S = GROUP_S + 60  # of a probe
 _QUEUE_S, _MOST_MINUTES = 120, 5  # of a Slurm job
 _PORTS = range(20_000, 32_000)  # below Linux' ephemeral ports

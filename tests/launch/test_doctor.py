@@ -134,6 +134,7 @@ def test_nodes_that_cannot_reach_one_another_are_named(network: Network) -> None
     assert "No route to host" in str(results) and len(errors(results)) == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_a_hostname_that_means_the_loopback_is_named(network: Network, tmp_path: Path) -> None:
     overrides = [word for word in network.overrides() if "GLOO_SOCKET_IFNAME" not in word]
@@ -149,6 +150,7 @@ def test_a_hostname_that_means_the_loopback_is_named(network: Network, tmp_path:
     assert "environment.GLOO_SOCKET_IFNAME" in loopback["fix"] and len(errors(results)) == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_a_host_behind_a_broken_link_is_named(network: Network) -> None:
     lost = network.hosts[1]

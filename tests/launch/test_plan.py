@@ -209,6 +209,7 @@ def test_the_text_shows_numbers_and_assumptions(config: Path, capsys: pytest.Cap
     assert " mfu=0.4 " in page and " memory_gb=141 " in page
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.processes
 def test_memory_of_a_real_run_is_planned_within_a_tenth(

@@ -224,6 +224,7 @@ def quick_threads() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("quick_threads")
 @pytest.mark.parametrize("seed", [SEED])
 def test_many_nodes_survive_failures_and_lost_nodes(job: Job, seed: int) -> None:

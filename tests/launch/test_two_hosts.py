@@ -30,6 +30,7 @@ def launch(network: Network, shards: Path, run_dir: Path, *words: str) -> "subpr
     )
 
 
+@pytest.mark.nightly
 def test_two_hosts_equal_one_process_after_a_kill(
     tmp_path: Path, synth_shards: Path, network: Network, alone: list[float]
 ) -> None:

@@ -81,7 +81,8 @@ def test_a_resumed_run_has_a_bitwise_equal_teacher_and_losses(
     calls: list[int] = []
 
     def stop_in_the_fifth_step(batch: ClipBatch, device: torch.device) -> ClipBatch:
-        calls.append(0)
+        if device.type != "meta":  # where the FLOPs of a step are counted
+            calls.append(0)
         if len(calls) == 5:
             raise InterruptedError
         return move(batch, device)
