@@ -38,10 +38,18 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 def atomic_write_text(path: Path, text: str, *, errors: str = "strict") -> None:
     """Write a small file atomically: a reader sees the old or the new content, also after a power failure."""
-    with replaced_file(path) as partial, partial.open("w", encoding="utf-8", errors=errors) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # otherwise a file system may store the new name before the content
+    with replaced_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors=errors)
+        fsync_path(partial)  # otherwise a file system may store the new name before the content
+
+
+def fsync_path(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def set_default_mode(path: Path) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kinemae.data_tools.command import CheckpointError
-from kinemae.data_tools.files import set_default_mode
+from kinemae.data_tools.files import fsync_path, set_default_mode
 
 Record = TypeVar("Record")
 Module = TypeVar("Module", bound=nn.Module)
@@ -234,7 +234,6 @@ def _some(names: list[str]) -> str:
 
 def _publish(partial: Path, final: Path) -> None:
     """Rename a complete file to its final name, after fsync."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
+    fsync_path(partial)
     set_default_mode(partial)  # safetensors writes files that only the owner can read
     os.replace(partial, final)

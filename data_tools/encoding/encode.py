@@ -1,7 +1,6 @@
 """Encode frames to video files. With one thread and no dates, equal frames give equal bytes."""
 
 import errno
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import require
 from kinemae.data_tools.encoding.encoders import ENCODERS, FAST, MIN_HEIGHT, MIN_WIDTH, X264, pixel_format
-from kinemae.data_tools.files import replaced_file
+from kinemae.data_tools.files import fsync_path, replaced_file
 from kinemae.data_tools.index import VideoInfo
 from kinemae.data_tools.stream.container import BadVideo
 
@@ -235,8 +234,7 @@ def _atomic_mp4(path: Path) -> Iterator[OutputContainer]:
         yield container
         with _writing(path):
             container.close()
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
+            fsync_path(partial)
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

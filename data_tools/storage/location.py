@@ -16,7 +16,7 @@ from typing import TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from kinemae.data_tools import heartbeat
-from kinemae.data_tools.files import open_regular, replaced_file
+from kinemae.data_tools.files import fsync_path, open_regular, replaced_file
 from kinemae.data_tools.storage import remote
 from kinemae.data_tools.storage.retries import (
     DEFAULT_RETRY_POLICY,
@@ -289,5 +289,4 @@ def _write_atomic(path: Path, fill: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as partial:
         fill(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        fsync_path(partial)

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from kinemae.data_tools.command import CheckpointError, log
+from kinemae.data_tools.files import fsync_path
 from kinemae.data_tools.storage.location import Location
 from kinemae.pretrain.runtime.file_retries import retry
 from kinemae.pretrain.runtime.tensor_shards import ShardRange
@@ -346,14 +347,14 @@ def commit(partial: Path, final: Path, metadata: CheckpointMetadata, *, replaces
         check_sizes(partial, metadata, {name: (partial / name).stat().st_size for name in metadata.files})
         for name, text in json_files(metadata).items():
             (partial / name).write_bytes(text)
-            _fsync(partial / name)
-        _fsync(partial)
+            fsync_path(partial / name)
+        fsync_path(partial)
         if final.exists() and replaces:
             final.rename(replaced)
         elif final.exists():  # of another run: this run renames its own
             quarantine(final)
         partial.rename(final)
-    _fsync(final.parent)
+    fsync_path(final.parent)
     if replaced.exists():
         drop(replaced)
 
@@ -393,14 +394,6 @@ def json_files(metadata: CheckpointMetadata) -> dict[str, bytes]:
 
 def _to_json(content: Any) -> bytes:
     return json.dumps(content, indent=1).encode()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_metadata(folder: Place, read: Callable[[Any], bytes] = Path.read_bytes) -> CheckpointMetadata:
