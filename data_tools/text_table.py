@@ -19,9 +19,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: Iterable[int
 
 def short(count: float) -> str:
     """A number with a unit, as in `86.2 M`."""
+    value, unit = with_unit(count)
+    return f"{value:.3g} {unit}"
+
+
+def with_unit(count: float) -> tuple[float, str]:
+    """A number below 1000 and its unit: none, k, M, G or T."""
     unit = ""
     for larger in "kMGT":
         if count < 1000:
             break
         count, unit = count / 1000, larger
-    return f"{count:.3g} {unit}"
+    return count, unit

@@ -30,6 +30,7 @@ from kinemae.data_tools.config import load_config, require
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.storage.location import local_out
 from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.data_tools.text_table import with_unit
 from kinemae.pretrain.clip_grid import (
     FPS,
     HIDDEN,
@@ -209,9 +210,5 @@ def _step(given: str | None, steps: int) -> int:
 
 def _short(count: float) -> str:
     """Format a large number in ten characters, as in `   86.23 M`."""
-    unit = " "
-    for larger in "kMGT":
-        if count < 1000:
-            break
-        count, unit = count / 1000, larger
-    return f"{count:8.2f} {unit}"
+    value, unit = with_unit(count)
+    return f"{value:8.2f} {unit or ' '}"
