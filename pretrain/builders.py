@@ -10,6 +10,7 @@ from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.base import Noise
 from kinemae.pretrain.pruning.base import Pruning
+from kinemae.pretrain.runtime.engine import BlockSettings
 from kinemae.pretrain.targets.base import Target
 from kinemae.pretrain.token_selection import TokenSelection
 
@@ -103,3 +104,8 @@ def build_model(
         clips=config.steps * config.batch.global_clips,
         reference=reference,
     )
+
+
+def block_settings(config: PretrainConfig) -> BlockSettings:
+    """The settings that decide whether the blocks of a run can be compiled."""
+    return BlockSettings(merges=config.model.merge_per_block > 0)

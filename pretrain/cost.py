@@ -21,7 +21,7 @@ from kinemae.data_tools.conditions import select_rows
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import NO_LABEL, open_index
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.pretrain.builders import build_components, build_model, token_selection
+from kinemae.pretrain.builders import block_settings, build_components, build_model, token_selection
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.cost_text import as_text
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
@@ -30,6 +30,7 @@ from kinemae.pretrain.model.flops import Flops, count_flops
 from kinemae.pretrain.model.ledger import MATMUL, OTHER, Operation, Place, trace_operations
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.roofline import count_by_part, ledgers, predict
+from kinemae.pretrain.runtime.engine import setting_obstacle
 from kinemae.pretrain.runtime.muon import muon_flops, stacked_matrices
 from kinemae.pretrain.runtime.settings import OptimConfig
 from kinemae.pretrain.token_selection import TokenSelection
@@ -178,8 +179,8 @@ def _compiles(config: PretrainConfig) -> bool:
     """Whether to assume compiled blocks; "auto" as for `_precision`."""
     if config.engine.compile != "auto":
         return config.engine.compile == "true"
-    can_compile = config.model.merge_per_block == 0 and config.engine.zero_stage < 3
-    return can_compile and config.engine.device != "cpu"
+    is_cpu = config.engine.device == "cpu"
+    return not is_cpu and setting_obstacle(config.engine, block_settings(config)) is None
 
 
 def _run(config: PretrainConfig) -> dict[str, Any]:

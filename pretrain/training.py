@@ -23,7 +23,13 @@ from kinemae.data_tools.stream.order import BatchPlan, plan_batch
 from kinemae.data_tools.stream.streamed_clips import StreamedClips
 from kinemae.data_tools.stream.tar_list import TarList, is_tars, open_tars
 from kinemae.data_tools.stream.training_clips import RunClips, sample_order
-from kinemae.pretrain.builders import Components, build_components, build_model, token_selection
+from kinemae.pretrain.builders import (
+    Components,
+    block_settings,
+    build_components,
+    build_model,
+    token_selection,
+)
 from kinemae.pretrain.callbacks import Schedule
 from kinemae.pretrain.checkpoint_encoder import describe_run_encoder
 from kinemae.pretrain.config import PretrainConfig
@@ -47,7 +53,7 @@ from kinemae.pretrain.representation_monitor import (
     open_probe,
     spread_videos,
 )
-from kinemae.pretrain.runtime.engine import BlockSettings, check_engine, compiles
+from kinemae.pretrain.runtime.engine import check_engine, compiles
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs, original_places
 from kinemae.pretrain.runtime.loop import Callback, Trainer
 from kinemae.pretrain.runtime.optimizer import check_schedule, parameter_groups
@@ -120,7 +126,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     """
     check_schedule(config.steps, config.optim)
     processes = find_processes(config.engine.device)
-    check_engine(config.engine, processes, _block_settings(config))
+    check_engine(config.engine, processes, block_settings(config))
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
     components = build_components(config, grid)
     batch = _plan_batch(config, world=processes.world, is_compared=components.target.uses_global_batch)
@@ -225,7 +231,7 @@ def run_pretraining(plan: Plan) -> None:
 def make_trainer(plan: Plan) -> Trainer:
     """Create the training loop."""
     config, engine = plan.config, plan.config.engine
-    compiled = compiles(engine, plan.processes, _block_settings(config))
+    compiled = compiles(engine, plan.processes, block_settings(config))
     set_up_blocks(plan.model, recompute=engine.activation_checkpointing, compiled=compiled)
     return Trainer(
         module=with_average(plan.model, config.ema, steps=config.steps),
@@ -238,10 +244,6 @@ def make_trainer(plan: Plan) -> Trainer:
         callbacks=_callbacks(plan),
         step_flops=step_flops(config) if plan.processes.is_first else None,
     )
-
-
-def _block_settings(config: PretrainConfig) -> BlockSettings:
-    return BlockSettings(merges=config.model.merge_per_block > 0)
 
 
 def training_clips(plan: Plan, split: Annotate) -> RunClips[Any]:

@@ -105,7 +105,13 @@ def compiles(engine: EngineConfig, processes: Processes, blocks: BlockSettings) 
 def _compile_obstacle(
     engine: EngineConfig, device: torch.device, blocks: BlockSettings
 ) -> tuple[str, str] | None:
-    """Return what prevents compilation, and its fix; None if nothing does."""
+    """Return what prevents compilation on this machine, and its fix; None if nothing does."""
+    lacking = _missing_compiler(device)
+    return setting_obstacle(engine, blocks) or (lacking and (f"without {lacking}", "install it")) or None
+
+
+def setting_obstacle(engine: EngineConfig, blocks: BlockSettings) -> tuple[str, str] | None:
+    """Return the setting that prevents compilation, and its fix; None if there is none."""
     if blocks.merges:
         return "with token merging, which runs halves of blocks", "turn token merging off"
     if blocks.packs:
@@ -116,8 +122,7 @@ def _compile_obstacle(
         return reason, "set adapt.dropout=0"
     if engine.zero_stage == 3:
         return "at engine.zero_stage=3, which gathers weights inside a block", "set engine.zero_stage=1"
-    lacking = _missing_compiler(device)
-    return None if lacking is None else (f"without {lacking}", "install it")
+    return None
 
 
 def _missing_compiler(device: torch.device) -> str | None:
