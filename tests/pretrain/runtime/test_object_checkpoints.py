@@ -259,7 +259,8 @@ def test_two_processes_killed_in_an_upload_continue_with_equal_losses(
             process.send_signal(signal.SIGKILL)
         assert ranks.exit_codes() == [-signal.SIGKILL] * 2
     proxy.fault = lambda method, path: None
-    assert "manifest.json" not in saves(bucket).get(4, []) and unfinished_uploads(bucket) == 1
+    assert "manifest.json" not in saves(bucket).get(4, [])
+    assert unfinished_uploads(bucket) >= 1, "the kill may hit the other process in its upload, too"
     run_ranks(2, "-m", *there)
     assert losses(tmp_path / "killed") == losses(tmp_path / "unbroken")
     assert sorted(saves(bucket)) == [6, 8] and saved_steps(tmp_path / "killed") == [6, 8]
