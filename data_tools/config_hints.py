@@ -27,6 +27,7 @@ _FIELD_NAMES: dict[str, str] = {
     "train_micro_batch_size_per_gpu accum_iter update_freq gradient_accumulation_steps accum_steps "
     "accumulate_grad_batches",
     "engine.precision": "precision amp bf16 fp16 half dtype mixed_precision use_amp autocast",
+    "engine.residual_dtype": "residual_in_bf16 fp32_residual residual_in_fp32 residual",
     "engine.zero_stage": "zero zero_stage stage zero_optimization deepspeed fsdp",
     "engine.compile": "compile torch_compile torchcompile",
     "engine.activation_checkpointing": "gradient_checkpointing grad_checkpointing use_checkpoint "

@@ -26,6 +26,7 @@ from kinemae.finetune.adapt.lora import check_adapters
 from kinemae.finetune.build import build_model, clip_config, describe_encoder
 from kinemae.finetune.config import FinetuneConfig, resolve_layer_decay, total_steps
 from kinemae.finetune.evaluate import Evaluation, evaluate, write_result
+from kinemae.finetune.evaluation.cost import training_flops
 from kinemae.finetune.heads.base import Features
 from kinemae.finetune.labels.checks import check_batch
 from kinemae.finetune.labels.clips import LabelledClips
@@ -50,6 +51,7 @@ from kinemae.pretrain.runtime.loop import Trainer
 from kinemae.pretrain.runtime.optimizer import check_schedule, parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir, run_lock
+from kinemae.pretrain.runtime.settings import residual_dtype_on
 from kinemae.pretrain.runtime.weight_average import evaluation_weights, with_average
 
 RAW_FOLDER = "model_raw"
@@ -268,13 +270,21 @@ def training(prepared: PreparedRun) -> Trainer:
     """Create the training loop."""
     config = prepared.config
     engine = config.engine
+    clip = clip_config(config, prepared.description)
+    # Before the blocks are set up: repeated FLOPs of activation checkpointing do not count.
+    flops = training_flops(prepared.model, clip) if prepared.processes.is_first else None
     compiled = compiles(engine, prepared.processes, _block_settings(config))
-    set_up_blocks(prepared.model, recompute=engine.activation_checkpointing, compiled=compiled)
+    set_up_blocks(
+        prepared.model,
+        recompute=engine.activation_checkpointing,
+        compiled=compiled,
+        residual_dtype=residual_dtype_on(engine, prepared.processes.device),
+    )
     clips = LabelledClips(
         prepared.source,
         targets=prepared.targets,
         flip=prepared.flip,
-        clip=clip_config(config, prepared.description),
+        clip=clip,
         augment=config.augment,
         seed=config.seed,
         views=config.data.views_per_video,
@@ -298,6 +308,8 @@ def training(prepared: PreparedRun) -> Trainer:
         plan=prepared.plan,
         config=config,
         steps=prepared.steps,
+        step_flops=None if flops is None else flops * prepared.plan.global_clips,
+        compiled=compiled,
         processes=prepared.processes,
     )
 

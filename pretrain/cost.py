@@ -44,6 +44,7 @@ AVERAGE_FLOPS = 3
 _TRACED = (2, 4)  # clips; one clip costs half the difference, since a batch of one is a special case
 _EXAMINED_STEPS = 100
 _AVERAGED_STEPS = 1000
+_WEIGHTS = -1  # number of their tensor in the ledger; recorded ones have numbers from 0
 
 
 def run_cost(arguments: argparse.Namespace) -> None:
@@ -168,6 +169,11 @@ def _precision(config: PretrainConfig) -> str:
     return "fp32" if config.engine.device == "cpu" else "bf16"
 
 
+def _residual_dtype(config: PretrainConfig) -> torch.dtype:
+    """The dtype of the residual stream to assume, as for `_precision`."""
+    return torch.bfloat16 if config.engine.residual_dtype == "bf16" else torch.float32
+
+
 def _grad_reduce_dtype(config: PretrainConfig) -> str:
     """The dtype of the gradient reduction to assume, as for `_precision`."""
     if config.engine.grad_reduce_dtype != "auto":
@@ -271,6 +277,7 @@ def _traced(
             _clips(config, split, first_clip, count),
             is_bf16=_precision(config) == "bf16",
             recomputes=recomputes,
+            residual_dtype=_residual_dtype(config),
         )
         for count in _TRACED
     )
@@ -294,6 +301,7 @@ def _ledger(
         clips,
         is_bf16=_precision(config) == "bf16",
         recomputes=config.engine.activation_checkpointing,
+        residual_dtype=_residual_dtype(config),
     )
     variants = ledgers([*operations, *update])
     counts = {name: count_by_part(variants[name], clips) for name in ("eager", "compiled")}
@@ -311,7 +319,9 @@ def _update_operations(parameters: dict[str, int], iterations: int) -> list[Oper
     moved = [(trained, 0), (trained, trained), (4 * trained, 3 * trained), (0, trained)]
     moved += [(2 * averaged, averaged)] if averaged else []
     place = Place("update")
-    elementwise = [Operation(place, OTHER, 0, {0: read}, {0: written}) for read, written in moved]
+    elementwise = [
+        Operation(place, OTHER, 0, {_WEIGHTS: read}, {_WEIGHTS: written}) for read, written in moved
+    ]
     return [*elementwise, *([Operation(place, MATMUL, iterations, {}, {})] if iterations else [])]
 
 

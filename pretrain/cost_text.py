@@ -7,10 +7,8 @@ from kinemae.data_tools.text_table import short, table
 _SHOWN_GPUS = ("h100", "h200")
 _TITLES = {
     "eager": "eager",
-    "eager_without_casts": "eager, if there were no casts",
-    "compiled": "compiled blocks",
-    "compiled_without_input": "compiled blocks, if the input took no time",
-    "all_compiled_without_input": "the same, with compiled embedding, target and loss",
+    "compiled": "compiled (engine.compile)",
+    "all_compiled": "if all were compiled and the copy to the device took no time",
 }
 
 
@@ -48,7 +46,7 @@ def _ledger(cost: dict[str, Any]) -> list[str]:
     ]
     return [
         f"operations of a step of one micro-batch of {ledger['clips']} clips; bytes and FLOPs of a clip",
-        "forward and backward, eager > with compiled blocks (engine.compile)",
+        "forward and backward, eager > compiled (engine.compile)",
         *table(head, rows),
     ]
 

@@ -49,23 +49,22 @@ def predicted_seconds(
 def ledgers(operations: list[Operation]) -> dict[str, list[Operation]]:
     """The ledger of a step, and those of changes of it.
 
-    Keys: "eager", "eager_without_casts", "compiled" (`engine.compile`), "compiled_without_input", without the
-    copy to the device and the conversion to RGB, and "all_compiled_without_input", in which embedding, target
-    and loss are compiled too.
+    Keys: "eager", "compiled" (`engine.compile`: blocks, conversion to RGB, target and loss of pixels), and
+    "all_compiled", in which the whole forward and backward pass is compiled and the copy to the device takes
+    no time.
     """
-    compiled = fuse(operations)
-    others = [one for one in operations if one.place.part not in ("input", "update")]
-    in_graph = [one._replace(place=one.place._replace(region=one.place.region or -1)) for one in others]
+    moved = (one for one in operations if one.kind != TRANSFER)
+    everything = [_in_graph(one, one.place.region or int(one.place.part != "update")) for one in moved]
     return {
         "eager": operations,
-        "eager_without_casts": [one for one in operations if one.kind != CAST],
-        "compiled": compiled,
-        "compiled_without_input": [one for one in compiled if one.place.part != "input"],
-        "all_compiled_without_input": [
-            *fuse(in_graph),
-            *(one for one in compiled if one.place.part == "update"),
-        ],
+        "compiled": fuse(operations),
+        "all_compiled": fuse(everything),
     }
+
+
+def _in_graph(operation: Operation, region: int) -> Operation:
+    """The operation in another compiled graph; 0 for none."""
+    return operation._replace(place=operation.place._replace(region=region))
 
 
 def count_by_part(operations: Iterable[Operation], clips: int) -> dict[str, dict[str, float]]:

@@ -59,6 +59,7 @@ from kinemae.pretrain.runtime.loop import Callback, Trainer
 from kinemae.pretrain.runtime.optimizer import check_schedule, parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir
+from kinemae.pretrain.runtime.settings import residual_dtype_on
 from kinemae.pretrain.runtime.weight_average import evaluation_weights, with_average
 from kinemae.pretrain.token_selection import TokenSelection
 
@@ -232,7 +233,12 @@ def make_trainer(plan: Plan) -> Trainer:
     """Create the training loop."""
     config, engine = plan.config, plan.config.engine
     compiled = compiles(engine, plan.processes, block_settings(config))
-    set_up_blocks(plan.model, recompute=engine.activation_checkpointing, compiled=compiled)
+    set_up_blocks(
+        plan.model,
+        recompute=engine.activation_checkpointing,
+        compiled=compiled,
+        residual_dtype=residual_dtype_on(engine, plan.processes.device),
+    )
     return Trainer(
         module=with_average(plan.model, config.ema, steps=config.steps),
         groups=parameter_groups(plan.model, config.optim.weight_decay, muon_scale=config.optim.muon_scale),
@@ -240,6 +246,7 @@ def make_trainer(plan: Plan) -> Trainer:
         plan=plan.batch,
         config=config,
         steps=config.steps,
+        compiled=compiled,
         processes=plan.processes,
         callbacks=_callbacks(plan),
         step_flops=step_flops(config) if plan.processes.is_first else None,

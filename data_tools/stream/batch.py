@@ -62,9 +62,9 @@ class ClipBatch:
         """Copy the batch to page-locked memory."""
         return self._map(torch.Tensor.pin_memory)
 
-    def to(self, device: torch.device) -> "ClipBatch":
+    def to(self, device: torch.device, *, convert: Callable[[Pixels], Tensor] = to_rgb) -> "ClipBatch":
         """Move every tensor, asynchronously from pinned memory, and convert the clips to RGB there."""
-        clip_BCTHW = on_device(self.pixels, device)
+        clip_BCTHW = on_device(self.pixels, device, convert=convert)
         return replace(self, pixels=clip_BCTHW)._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "ClipBatch":

@@ -5,9 +5,11 @@ every device gives the same bits. A chroma value covers two by two pixels and is
 conversion.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,8 +73,13 @@ class YuvClips:
             part = replace(
                 some, luma_BTHW=some.luma_BTHW[:, times], chroma_BCTHW=some.chroma_BCTHW[:, :, times]
             )
-            _convert(part, clip_BCTHW[b : b + step_b, :, times])
+            for channel, values_BTHW in enumerate(_channels(part)):
+                clip_BCTHW[b : b + step_b, channel, times] = values_BTHW
         return clip_BCTHW
+
+    def rgb_at_once(self) -> Tensor:
+        """The result of `rgb` without parts: compiled, it needs no intermediate tensors."""
+        return torch.stack([values_BTHW.to(torch.uint8) for values_BTHW in _channels(self)], dim=1)
 
 
 # Clips as planes, or clip_BCTHW uint8 RGB after colour augmentation, mixing or `ClipBatch.to`.
@@ -82,6 +89,13 @@ Pixels = YuvClips | Tensor
 def to_rgb(pixels: Pixels) -> Tensor:
     """Convert clips to clip_BCTHW, uint8 RGB."""
     return pixels if isinstance(pixels, Tensor) else pixels.rgb()
+
+
+@cache
+def compiled_to_rgb(backend: str | Callable[..., Any] = "inductor") -> Callable[[Pixels], Tensor]:
+    """`to_rgb` with a compiled conversion of planes, for batches of one shape."""
+    convert = torch.compile(YuvClips.rgb_at_once, dynamic=False, backend=backend)
+    return lambda pixels: pixels if isinstance(pixels, Tensor) else convert(pixels)
 
 
 def to_luma(pixels: Pixels) -> Tensor:
@@ -118,9 +132,11 @@ def map_pixels(function: Callable[[Tensor], Tensor], pixels: Pixels) -> Pixels:
     return function(pixels) if isinstance(pixels, Tensor) else pixels.map(function)
 
 
-def on_device(pixels: Pixels, device: torch.device) -> Tensor:
+def on_device(
+    pixels: Pixels, device: torch.device, *, convert: Callable[[Pixels], Tensor] = to_rgb
+) -> Tensor:
     """Move clips to a device, asynchronously from pinned memory, and convert them there to clip_BCTHW."""
-    return to_rgb(map_pixels(lambda tensor: tensor.to(device, non_blocking=True), pixels))
+    return convert(map_pixels(lambda tensor: tensor.to(device, non_blocking=True), pixels))
 
 
 def join(parts: Sequence[Pixels]) -> Pixels:
@@ -170,13 +186,14 @@ def colour_coefficients(red_weight: float, blue_weight: float, *, is_full_range:
     return [0 if is_full_range else 16, *(round(value * 2**_SHIFT) for value in coefficients)]
 
 
-def _convert(planes: YuvClips, out_BCTHW: Tensor) -> None:
+def _channels(planes: YuvClips) -> Iterator[Tensor]:
+    """Red, green and blue from 0 to 255, each int32 of shape (B, T, H, W)."""
     offset, gain, v_red, u_green, v_green, u_blue, *_ = planes.colour_BX[:, :, None, None, None].unbind(1)
     bright_BTHW = (planes.luma_BTHW.to(torch.int32) - offset).mul_(gain)
     bright_BTHW += 1 << (_SHIFT - 1)  # rounds
     u, v = (planes.chroma_BCTHW.to(torch.int32) - 128).unbind(1)
     height, width = bright_BTHW.shape[2:]
-    for channel, part in enumerate((v * v_red, u * u_green + v * v_green, u * u_blue)):
+    for part in (v * v_red, u * u_green + v * v_green, u * u_blue):
         large_BTHW = part.repeat_interleave(2, dim=3).repeat_interleave(2, dim=2)[:, :, :height, :width]
         large_BTHW.add_(bright_BTHW).bitwise_right_shift_(_SHIFT)
-        out_BCTHW[:, channel] = large_BTHW.clamp_(0, 255)
+        yield large_BTHW.clamp_(0, 255)

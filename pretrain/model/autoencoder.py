@@ -93,7 +93,7 @@ class MaskedAutoencoder(nn.Module):
             draws: random numbers of the clips, for noise and drop path. Each mask has its own.
         """
         prediction, inputs, threshold_loss_B = self._predict(batch, draws)
-        losses = self.target.losses(prediction, inputs)
+        losses = self.target(prediction, inputs)
         if threshold_loss_B is not None:
             losses["loss"] = add_gradient_of(losses["loss"], threshold_loss_B)
         clips = len(batch.clip_index_B)

@@ -17,7 +17,7 @@ from kinemae.pretrain.model.positions.base import Rotate
 
 NORM_EPS = 1e-6
 _MOST_GRAPHS = 64
-"""Maximum number of compiled shapes for all blocks; PyTorch's default of 8 is too low for jittered masks."""
+"""Maximum number of shapes of a kind of module; PyTorch's default of 8 is too low for jittered masks."""
 
 
 def norm(width: int, kind: str = "layer") -> nn.LayerNorm | nn.RMSNorm:
@@ -111,6 +111,10 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x_BND)))
 
 
+class Compilable(nn.Module):
+    """A module that `engine.compile` compiles as one graph for each input shape."""
+
+
 class LayerScale(nn.Module):
     """Learned scale of a residual branch, one weight per channel (arXiv 2103.17239)."""
 
@@ -123,8 +127,10 @@ class LayerScale(nn.Module):
         return x_BND * self.gamma
 
 
-class Block(nn.Module):
+class Block(Compilable):
     """Pre-norm transformer block: one or several attentions, then the MLP, each added to the residual.
+
+    `recompute` and `residual_dtype` are those of `set_up_blocks`.
 
     Args:
         attentions: number of attentions in sequence, each with its own weights. The first has timm's names
@@ -135,6 +141,7 @@ class Block(nn.Module):
     """
 
     recompute = False
+    residual_dtype: torch.dtype | None = None
 
     def __init__(  # noqa: PLR0913 - all but the first three by name
         self,
@@ -189,6 +196,7 @@ class Block(nn.Module):
         keep_XBN1: Tensor | None = None,
     ) -> Tensor:
         """Run the attentions, the first half of the block. See `forward`."""
+        x_BND = x_BND.to(self.residual_dtype or x_BND.dtype)
         for i, ((norm_i, attn, scale), attention_fn) in enumerate(
             zip(self.branches(), attention_fns, strict=True)
         ):
@@ -207,10 +215,11 @@ class Block(nn.Module):
         return x_BND + (change_BND if keep_XBN1 is None else change_BND * keep_XBN1[-1])
 
 
-class CrossBlock(nn.Module):
-    """Cross-attention to a normed memory, then the MLP."""
+class CrossBlock(Compilable):
+    """Cross-attention to a normed memory, then the MLP; see also `Block`."""
 
     recompute = False
+    residual_dtype: torch.dtype | None = None
 
     def __init__(self, width: int, heads: int, mlp_width: int):
         super().__init__()
@@ -223,6 +232,7 @@ class CrossBlock(nn.Module):
         self, x_BMD: Tensor, memory_BKD: Tensor, rotate: tuple[Rotate, Rotate] | None = None
     ) -> Tensor:
         """Run the block, as x_BMD."""
+        x_BMD = x_BMD.to(self.residual_dtype or x_BMD.dtype)
         x_BMD = x_BMD + self.cross_attn(self.norm1(x_BMD), memory_BKD, rotate)
         return x_BMD + self.mlp(self.norm2(x_BMD))
 
@@ -240,18 +250,25 @@ def run_block(block: nn.Module, *inputs: object, part: Callable[..., Tensor] | N
 
 
 def set_up_blocks(
-    module: nn.Module, *, recompute: bool, compiled: bool, backend: str | Callable[..., Any] = "inductor"
+    module: nn.Module,
+    *,
+    recompute: bool,
+    compiled: bool,
+    residual_dtype: torch.dtype | None = None,
+    backend: str | Callable[..., Any] = "inductor",
 ) -> None:
-    """Enable activation checkpointing, or compilation at the first call, for all blocks below `module`.
+    """Enable activation checkpointing of all blocks below `module`, or compilation of its `Compilable` parts.
 
-    Each input shape is compiled once, with static sizes. On the CPU the attention function stays uncompiled,
-    so that no attention kind is compiled again from step to step.
+    `residual_dtype` is the dtype of the residual stream between blocks; None: that of the inputs. Each input
+    shape is compiled once, at the first call, with static sizes. On the CPU the attention function stays
+    uncompiled, so that no attention kind is compiled again from step to step.
     """
     for child in module.modules():
         if isinstance(child, (Block, CrossBlock)):
             child.recompute = recompute
-            if compiled:
-                child.compile(dynamic=False, backend=backend)
+            child.residual_dtype = residual_dtype
+        if isinstance(child, Compilable) and compiled:
+            child.compile(dynamic=False, backend=backend)
         if isinstance(child, SelfAttention) and compiled:
             child.call_attention = torch.compiler.disable(_call_attention)
     if compiled:
@@ -260,7 +277,7 @@ def set_up_blocks(
 
 @contextmanager
 def uncompiled(module: nn.Module) -> Iterator[None]:
-    """While entered, compiled blocks run uncompiled, for inputs of other shapes than those of training."""
+    """While entered, compiled modules run uncompiled, for inputs of other shapes than those of training."""
     calls = {
         part: part._compiled_call_impl
         for part in module.modules()

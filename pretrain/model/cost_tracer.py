@@ -38,7 +38,12 @@ class Trace:
 
 
 def trace_step(
-    build: Callable[[], MaskedAutoencoder], batch: ClipBatch, *, is_bf16: bool, recomputes: bool = False
+    build: Callable[[], MaskedAutoencoder],
+    batch: ClipBatch,
+    *,
+    is_bf16: bool,
+    recomputes: bool = False,
+    residual_dtype: torch.dtype | None = None,
 ) -> Trace:
     """Trace one micro-batch on PyTorch's meta device.
 
@@ -50,19 +55,23 @@ def trace_step(
         build: builds the model on the current default device.
         batch: RGB clips with their tokens, on the CPU.
         is_bf16: emulate `engine.precision=bf16`.
-        recomputes: use activation checkpointing for each block.
+        recomputes, residual_dtype: see `set_up_blocks`.
     """
+
+    def set_up() -> MaskedAutoencoder:
+        model = build().train()
+        set_up_blocks(model, recompute=recomputes, compiled=False, residual_dtype=residual_dtype)
+        return model
+
     try:
         with torch.device("meta"):
-            model = build()
-        return _trace(model, batch.to(torch.device("meta")), is_bf16=is_bf16, recomputes=recomputes)
+            model = set_up()
+        return _trace(model, batch.to(torch.device("meta")), is_bf16=is_bf16)
     except (NotImplementedError, RuntimeError):  # an operation needs values
-        return _trace(build(), batch, is_bf16=is_bf16, recomputes=recomputes)
+        return _trace(set_up(), batch, is_bf16=is_bf16)
 
 
-def _trace(model: MaskedAutoencoder, batch: ClipBatch, *, is_bf16: bool, recomputes: bool) -> Trace:
-    model.train()
-    set_up_blocks(model, recompute=recomputes, compiled=False)
+def _trace(model: MaskedAutoencoder, batch: ClipBatch, *, is_bf16: bool) -> Trace:
     draws = ClipRandom(0, batch.clip_index_B)
     recorder, emulated = _Recorder(model, batch), EmulatedDevice(is_bf16=is_bf16)
     emulated.follow_into_backward(model)
@@ -117,6 +126,8 @@ class EmulatedDevice(TorchFunctionMode):
         is_attention = func is F.scaled_dot_product_attention
         if self._is_bf16 and (is_attention or func in _PRODUCTS):
             args, kwargs = tree_map(self._lower, (args, kwargs))
+        if self._is_bf16 and func is F.layer_norm:  # autocast computes it in float32
+            args = (args[0].float(), *args[1:])
         if is_attention and args[0].is_meta:
             fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
             return fused(*args[:3], attn_mask=kwargs.get("attn_mask"))[0]

@@ -6,6 +6,7 @@ The real forward and backward pass runs on the meta device, and each operation t
 import functools
 import itertools
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,16 +18,16 @@ from torch.utils._pytree import tree_leaves
 
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, on_device
+from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips, on_device
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
-from kinemae.pretrain.model.blocks import Block, CrossBlock, set_up_blocks
+from kinemae.pretrain.model.blocks import Compilable, set_up_blocks
 from kinemae.pretrain.model.cost_tracer import EmulatedDevice
 from kinemae.pretrain.model.flops import counter_of
 
 MATMUL, ATTENTION, CAST, TRANSFER, OTHER = "matmul", "attention", "cast", "transfer", "other"
 FUSIBLE = (CAST, OTHER)
 
-_EAGER_REGION = 0
+_EAGER_REGION, _CONVERSION = 0, -1
 _LOOKUPS = {"index", "gather", "index_select", "embedding"}  # read only the rows that they return
 _NO_KERNEL = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
 _OVERWRITES = {"copy_", "fill_", "zero_"}
@@ -38,7 +39,7 @@ class Place(NamedTuple):
     Attributes:
         part: "input" (copy to the device, conversion to RGB), "embedding", "encoder", "decoder", "target"
             (true values), "loss" or "update".
-        region: number of the block that `engine.compile` compiles; 0 outside of blocks.
+        region: number of the graph that `engine.compile` compiles; 0 outside of graphs.
     """
 
     part: str
@@ -52,7 +53,7 @@ class Operation(NamedTuple):
         kind: `MATMUL`, fused `ATTENTION`, `CAST` (another dtype), `TRANSFER` (from host memory) or `OTHER`
             (elementwise operations, reductions, copies).
         flops: of matrix products and attention; 0 for others.
-        reads, writes: bytes by tensor, without caches.
+        reads, writes: bytes by number of the tensor, without caches.
     """
 
     place: Place
@@ -82,6 +83,7 @@ def trace_operations(
     *,
     is_bf16: bool,
     recomputes: bool,
+    residual_dtype: torch.dtype | None = None,
 ) -> list[Operation]:
     """Trace a micro-batch from the copy of its planes to the last gradient.
 
@@ -92,15 +94,16 @@ def trace_operations(
         build: builds the model on the current default device.
         clips_of: makes a batch of RGB clips with their tokens on the CPU.
         is_bf16: emulate `engine.precision=bf16`.
-        recomputes: use activation checkpointing for each block.
+        recomputes, residual_dtype: see `set_up_blocks`.
     """
+    trace = functools.partial(_trace, is_bf16=is_bf16, recomputes=recomputes, residual_dtype=residual_dtype)
     meta = torch.device("meta")
     try:
         with meta:
             model = build()
-        run = _trace(model, clips_of(clips).to(meta), is_bf16=is_bf16, recomputes=recomputes)
+        run = trace(model, clips_of(clips).to(meta))
     except (NotImplementedError, RuntimeError):  # an operation needs values
-        few = _trace(build(), clips_of(2), is_bf16=is_bf16, recomputes=recomputes)
+        few = trace(build(), clips_of(2))
         run = [operation.scaled(clips / 2) for operation in few]
     frames, size = clips_of(1).clip_BCTHW.shape[2:4]
     return [*_trace_input(YuvClips.empty(clips, frames, size)), *run]
@@ -108,14 +111,27 @@ def trace_operations(
 
 def _trace_input(planes: YuvClips) -> list[Operation]:
     recorder = OperationRecorder(Place("input"))
+
+    def convert(planes: Pixels) -> Tensor:
+        assert isinstance(planes, YuvClips)
+        with recorder.at(Place("input", _CONVERSION)):
+            return planes.rgb_at_once()
+
     with recorder:
-        on_device(planes, torch.device("meta"))
+        on_device(planes, torch.device("meta"), convert=convert)
     return recorder.operations
 
 
-def _trace(model: MaskedAutoencoder, batch: ClipBatch, *, is_bf16: bool, recomputes: bool) -> list[Operation]:
+def _trace(
+    model: MaskedAutoencoder,
+    batch: ClipBatch,
+    *,
+    is_bf16: bool,
+    recomputes: bool,
+    residual_dtype: torch.dtype | None,
+) -> list[Operation]:
     model.train()
-    set_up_blocks(model, recompute=recomputes, compiled=False)
+    set_up_blocks(model, recompute=recomputes, compiled=False, residual_dtype=residual_dtype)
     recorder, emulated = OperationRecorder(Place("embedding")), EmulatedDevice(is_bf16=is_bf16)
     emulated.follow_into_backward(model)
     recorder.follow(model)
@@ -139,20 +155,21 @@ class OperationRecorder(TorchDispatchMode):
     that a function call has added.
     """
 
+    _next = itertools.count()  # of all recorders: a ledger may have several
+
     def __init__(self, place: Place):
         super().__init__()
         self.operations: list[Operation] = []
         self.is_forward = True
         self._place = place
         self._numbers: dict[int, int] = {}  # of storages that live
-        self._next = itertools.count()
         self._regions = itertools.count(_EAGER_REGION + 1)
         self._marked: set[Any] = set()
 
     def follow(self, model: MaskedAutoencoder) -> None:
         """Follow the calls of the parts of a model."""
         for part in model.modules():
-            if isinstance(part, Block | CrossBlock):
+            if isinstance(part, Compilable):
                 self._follow(part, "forward", None)
         self._follow(model.encoder, "embed", "embedding")
         self._follow(model.encoder, "encode", "encoder")
@@ -162,7 +179,7 @@ class OperationRecorder(TorchDispatchMode):
                 self._follow(head, "forward", "decoder")
 
     def _follow(self, owner: nn.Module, name: str, part: str | None) -> None:
-        """Follow a method; without a part it is a region in the part of its caller."""
+        """Follow a method: the operations of a part, or without a part those of a compiled graph."""
         region = _EAGER_REGION if part is not None else next(self._regions)
         setattr(owner, name, functools.partial(self._call, getattr(owner, name), part, region))
 
@@ -170,7 +187,7 @@ class OperationRecorder(TorchDispatchMode):
         self, function: Callable[..., Any], part: str | None, region: int, *args: Any, **kwargs: Any
     ) -> Any:
         given = {leaf.grad_fn for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        place = Place(part or self._place.part, region)
+        place = Place(part or self._place.part, region or self._place.region)
         with self.at(place):
             result = function(*args, **kwargs)
         leaves = (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
@@ -259,20 +276,47 @@ def _bytes(tensor: Tensor) -> int:
 def fuse(operations: Iterable[Operation]) -> list[Operation]:
     """The operations with `engine.compile`.
 
-    In a compiled block a chain of successive casts and other operations between matrix products and attention
+    In a compiled graph a chain of successive casts and other operations between matrix products and attention
     is one kernel. It reads each tensor from outside of the chain once, and writes each tensor that a later
-    operation reads once. All other operations stay as they are.
+    operation reads once. Instead of the result of a cast to a wider dtype, later kernels read its source if
+    that is in memory. All other operations stay as they are.
     """
     operations = list(operations)
-    last_read = {number: place for place, one in enumerate(operations) for number in one.reads}
-    chains = itertools.groupby(enumerate(operations), key=lambda pair: _chain(*pair))
-    return [kernel for _, chain in chains for kernel in _kernels([*chain], last_read)]
+    changes = (_chain(*one) != _chain(*two) for one, two in itertools.pairwise(enumerate(operations)))
+    chains = list(itertools.accumulate(changes, initial=0))
+    unread = {number: -1 for one in operations for number in one.reads}
+    operations = _repeat_upcasts(operations, chains)
+    last_read = unread | {number: place for place, one in enumerate(operations) for number in one.reads}
+    grouped = itertools.groupby(zip(chains, enumerate(operations), strict=True), key=lambda pair: pair[0])
+    return [kernel for _, group in grouped for kernel in _kernels([one for _, one in group], last_read)]
 
 
-def _chain(index: int, operation: Operation) -> tuple[Place, int]:
+def _chain(index: int, operation: Operation) -> tuple[int, int]:
     """Equal for successive operations of one chain."""
-    is_fused = operation.place.region != _EAGER_REGION and operation.kind in FUSIBLE
-    return operation.place, -1 if is_fused else index
+    return operation.place.region, -1 if _is_fused(operation) else index
+
+
+def _is_fused(operation: Operation) -> bool:
+    return operation.place.region != _EAGER_REGION and operation.kind in FUSIBLE
+
+
+def _repeat_upcasts(operations: list[Operation], chains: list[int]) -> list[Operation]:
+    """Let compiled kernels read the sources of casts to a wider dtype, where these are stored anyway."""
+    writers = Counter(number for one in operations for number in one.writes)
+    made_in = {number: chain for chain, one in zip(chains, operations, strict=True) for number in one.writes}
+    read_in = {number: chain for chain, one in zip(chains, operations, strict=True) for number in one.reads}
+    sources: dict[int, tuple[int, int]] = {}  # number and bytes, by the number of the cast tensor
+    found = []
+    for chain, one in zip(chains, operations, strict=True):
+        if _is_fused(one):
+            one = one._replace(reads=dict(sources.get(pair[0], pair) for pair in one.reads.items()))
+        found.append(one)
+        if one.kind == CAST and _is_fused(one):
+            [(source, narrow)], [(number, wide)] = one.reads.items(), one.writes.items()
+            is_stored = made_in.get(source) != chain or read_in[source] > chain
+            if narrow < wide and writers[number] == 1 and is_stored:  # not changed in place
+                sources[number] = source, narrow
+    return found
 
 
 def _kernels(chain: list[tuple[int, Operation]], last_read: dict[int, int]) -> list[Operation]:

@@ -128,7 +128,9 @@ def normalize(patches_BKP: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[fl
             f"pixels: expected uint8 from 0 to 255, got {patches_BKP.dtype}; fix: pass the decoded bytes, or "
             "(255 * clip).round().to(torch.uint8) for a clip on a scale of 0 to 1"
         )
-    scale_C, shift_C = _colour_line(mean, std, patches_BKP.device)
+    # A compiled graph contains the fills; it would warn about the cache.
+    colour_line = _colour_line.__wrapped__ if torch.compiler.is_compiling() else _colour_line
+    scale_C, shift_C = colour_line(mean, std, patches_BKP.device)
     return torch.addcmul(shift_C, patches_BKP.unflatten(2, (-1, len(mean))).float(), scale_C).flatten(2)
 
 
@@ -163,11 +165,11 @@ def to_bytes(patches_BKP: Tensor) -> Tensor:
 def _colour_line(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Scale and shift of `normalize`; cached, since copying them to a GPU would synchronize each step."""
+    """Scale and shift of `normalize`, filled on the device: a copy from the host would synchronize it."""
     with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training
-        scale = torch.tensor([1 / (255 * s) for s in std], device=device)
-        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
-    return scale, shift
+        scale = [torch.full((1,), 1 / (255 * s), device=device) for s in std]
+        shift = [torch.full((1,), -m / s, device=device) for m, s in zip(mean, std, strict=True)]
+        return torch.cat(scale), torch.cat(shift)
 
 
 def _windows(clip_BCTHW: Tensor, patch: Patch) -> Tensor:

@@ -28,6 +28,7 @@ ALLOWED_CHANGES = {
     "engine.compile": "speed; sums are rounded differently",
     # Checkpoints hold float32 weights and moments at every precision.
     "engine.grad_reduce_dtype": "gradients are rounded differently from here on",
+    "engine.residual_dtype": "everything is rounded differently from here on",
     "engine.precision": "everything is rounded differently from here on",
     # Remedies for a run that diverges.
     "optim.lr": "another learning rate from here on",

@@ -19,7 +19,13 @@ from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.pretrain.runtime.gradient_exchange import GradientExchange
 from kinemae.pretrain.runtime.optimizer import Rates, build_optimizer, set_rates
 from kinemae.pretrain.runtime.processes import Processes, init_process_group
-from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig, grad_reduce_dtype_on, precision_on
+from kinemae.pretrain.runtime.settings import (
+    EngineConfig,
+    OptimConfig,
+    grad_reduce_dtype_on,
+    precision_on,
+    residual_dtype_on,
+)
 from kinemae.pretrain.runtime.sharded_state import STATE_OF_STAGE, FullyShardedState
 from kinemae.pretrain.runtime.tensor_shards import (
     FillShards,
@@ -83,6 +89,7 @@ def check_engine(engine: EngineConfig, processes: Processes, blocks: BlockSettin
         ValueError: names the missing package, the conflicting setting or the missing compiler.
     """
     require_packages(*TRAINING)
+    residual_dtype_on(engine, processes.device)
     obstacle = _compile_obstacle(engine, processes.device, blocks)
     if engine.compile == "true" and obstacle is not None:
         reason, fix = obstacle

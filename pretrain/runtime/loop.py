@@ -62,6 +62,7 @@ class Trainer:
         validator: validates at fixed steps; None for none.
         step_flops: training FLOPs of a step over all processes, for the metrics of the first process; None
             if they are not known.
+        compiled: whether `Compilable` parts of the module are compiled.
     """
 
     module: nn.Module
@@ -74,6 +75,7 @@ class Trainer:
     callbacks: tuple[Callback, ...] = ()
     validator: Validator | None = None
     step_flops: float | None = None
+    compiled: bool = False
     _has_cores: bool = False
 
     def run(self) -> RunState:
@@ -204,6 +206,7 @@ class _Run:
             watchdog=self.watchdog,
             state=state,
             on_outage=StorageWait(self.watchdog, self.signals),
+            compiled=self.trainer.compiled,
         )
         self.tars_done = step_runner.tars_done
         reporter = Reporter(self.trainer, state, incidents=self.incidents, stragglers=self.stragglers)

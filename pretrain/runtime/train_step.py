@@ -22,6 +22,7 @@ from kinemae.data_tools.stream.loader import samples_in_progress, training_loade
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.data_tools.stream.streamed_clips import resumed
 from kinemae.data_tools.stream.training_clips import RunClips
+from kinemae.data_tools.stream.yuv_to_rgb import compiled_to_rgb, to_rgb
 from kinemae.pretrain.runtime.checkpoint import RunState
 from kinemae.pretrain.runtime.engine import Engine
 from kinemae.pretrain.runtime.jsonl_log import JsonlWriter, drop_lines_from
@@ -38,6 +39,7 @@ class TrainStep:
 
     Args:
         steps: number of steps of the whole run.
+        compiled: compile the conversion of clips to RGB.
 
     Attributes:
         metrics: metrics of the steps since the last report.
@@ -56,6 +58,7 @@ class TrainStep:
         watchdog: Watchdog,
         state: RunState,
         on_outage: Callable[[str], None],
+        compiled: bool,
     ):
         self.metrics = MetricBuffer(processes)
         self.tars_done: set[int] = set()
@@ -64,6 +67,7 @@ class TrainStep:
         self._config = config
         self._steps = steps
         self._device = processes.device
+        self._to_rgb = compiled_to_rgb() if compiled else to_rgb
         self._watchdog = watchdog
         self._step_tars: set[int] = set()
         self._omitted = frozenset(state.omitted)
@@ -143,7 +147,7 @@ class TrainStep:
         self._sample_log.add(step, batch)
         self._step_tars.update(batch.tars_done)
         self._watchdog.rename_phase("computing, or waiting for another process")
-        batch = batch.to(self._device)
+        batch = batch.to(self._device, convert=self._to_rgb)
         with self.metrics.local_time.forward():
             return batch, self._engine(batch, ClipRandom(self._config.seed, batch.clip_index_B))
 

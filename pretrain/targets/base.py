@@ -115,6 +115,10 @@ class Target(nn.Module, ABC):
             ValueError: the encoder does not support this target.
         """
 
+    def forward(self, prediction: Prediction, inputs: TargetInputs) -> dict[str, Tensor]:
+        """Same as `losses`, compiled if the target is `Compilable`."""
+        return self.losses(prediction, inputs)
+
     @abstractmethod
     def losses(self, prediction: Prediction, inputs: TargetInputs) -> dict[str, Tensor]:
         """Loss of each clip or each mask as "loss", loss_B in float32, and further values by name."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kinemae.data_tools.config import require
+from kinemae.pretrain.model.blocks import Compilable
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import COLOURS, normalize, take_patches
@@ -16,7 +17,7 @@ STILL = 2 / 255
 """Deviation that compression causes, on a scale of 0 to 1."""
 
 
-class MotionTarget(DecoderTarget):
+class MotionTarget(DecoderTarget, Compilable):
     """Predicts temporal differences with the mean squared error (MotionMAE, arXiv 2210.04154).
 
     The value of frame i is x[i + 1] - x[i], also across tubelets; the last frame of the clip repeats the

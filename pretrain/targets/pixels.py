@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kinemae.data_tools.config import require
+from kinemae.pretrain.model.blocks import Compilable
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.token_positions import coordinates
 from kinemae.pretrain.model.tokens import COLOURS, TokenGrid, denormalize, normalize, take_patches, to_bytes
@@ -16,7 +17,7 @@ Normalization = Literal["channel", "patch", "none"]
 Frames = Literal["all", "one"]
 
 
-class PixelTarget(DecoderTarget):
+class PixelTarget(DecoderTarget, Compilable):
     """Predicts pixels with the mean squared error.
 
     Args:

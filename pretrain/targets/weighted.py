@@ -53,7 +53,7 @@ class WeightedTarget(Target):
         for (name, target), decoded_BMP, visible_BKP in zip(
             self._targets.items(), decoded, visible, strict=True
         ):
-            own = target.losses(Prediction(decoded_BMP=decoded_BMP, visible_BKP=visible_BKP), inputs)
+            own = target(Prediction(decoded_BMP=decoded_BMP, visible_BKP=visible_BKP), inputs)
             found |= {f"{key}/{name}": value_B for key, value_B in own.items()}
             weighted_B = self.weights[name] * own["loss"]
             total_B = weighted_B if total_B is None else total_B + weighted_B

@@ -1,4 +1,4 @@
-"""Compiled blocks: one static graph for each shape, and no recompilation between steps.
+"""Compiled blocks and targets: one static graph for each shape, and no recompilation between steps.
 
 On CUDA the attention function is part of the graph, and masked tokens have other backends than on the CPU.
 Some tests compile the CUDA backends of short rows on the CPU.
@@ -35,10 +35,13 @@ from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.token_positions import TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.none import NoNoise
-from kinemae.pretrain.targets.base import Target
+from kinemae.pretrain.targets.base import Prediction, Target
 from kinemae.pretrain.targets.features import FeatureTarget
+from kinemae.pretrain.targets.motion import MotionTarget
 from kinemae.pretrain.targets.pixels import PixelTarget
+from kinemae.pretrain.targets.weighted import WeightedTarget
 from kinemae.pretrain.token_selection import TokenSelection
+from tests.pretrain.target_models import TARGET, build_model, random_clip, small_config, target_inputs
 
 STEPS, CLIPS, FRAMES, SIZE = 200, 2, 4, 32
 WINDOW = {"window": [2, 2, 2]}
@@ -124,8 +127,38 @@ RECIPES = {
 @pytest.mark.parametrize("masking, model", RECIPES.values(), ids=RECIPES)
 def test_no_recipe_is_compiled_again_from_step_to_step(masking: Masking, model: dict[str, Any]) -> None:
     counts, graphs = graphs_by_step(PixelTarget(), masking, as_on_cuda=True, **model)
-    assert counts == [2] * STEPS  # of encoder and decoder
+    assert counts == [3] * STEPS  # of the blocks of encoder and decoder, and of the target
     assert not graphs.dynamic
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "target",
+    [
+        PixelTarget(normalize="patch", frames="one"),
+        PixelTarget(normalize="none", motion_weight=1.0),
+        MotionTarget(normalize="clip"),
+        WeightedTarget(parts=["pixels", "motion"]),
+    ],
+    ids=["patch", "none", "motion", "weighted"],
+)
+def test_a_target_is_one_graph_with_the_losses_and_gradients_of_the_formula(target: Target) -> None:
+    parts = 2 if isinstance(target, WeightedTarget) else 1
+    counts, graphs = graphs_by_step(target, UniformMasking(ratio=0.5), decoder="cross", predict_ratio=0.5)
+    assert counts[0] >= parts and counts == [counts[0]] * STEPS and not graphs.dynamic
+    torch._dynamo.reset()
+    model = build_model(target)
+    inputs = target_inputs(random_clip())
+    values = target.target_values(small_config().shape().encoder)
+    results = []
+    for compiled in (False, True):
+        set_up_blocks(target, recompute=False, compiled=compiled)
+        guess_BMP = torch.linspace(-1, 1, TARGET.numel() * values).view(*TARGET.shape, values)
+        guess_BMP.requires_grad_()
+        losses = model.target(Prediction(decoded_BMP=guess_BMP), inputs)
+        losses["loss"].sum().backward()
+        results.append((losses, guess_BMP.grad))
+    torch.testing.assert_close(results[1], results[0])
 
 
 @pytest.mark.slow

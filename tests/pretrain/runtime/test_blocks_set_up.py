@@ -1,4 +1,4 @@
-"""Activation checkpointing and compilation of blocks: equal results, or an error."""
+"""Activation checkpointing, compilation and residual stream of blocks: equal results, or an error."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from kinemae.data_tools.components import Component
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.model.blocks import set_up_blocks
+from kinemae.pretrain.model.blocks import Block, set_up_blocks
 from kinemae.pretrain.runtime.engine import BlockSettings, check_engine, compiles
 from kinemae.pretrain.runtime.metrics import read_metrics
 from kinemae.pretrain.runtime.processes import Processes, find_processes
@@ -72,15 +72,49 @@ def test_a_run_applies_activation_checkpointing_and_compilation(
     assert [line["loss"] for line in lines] == pytest.approx(plain_losses(config), rel=1e-5)
 
 
-def test_unsupported_compilation_is_refused(
-    small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch
+def test_the_residual_stream_has_its_dtype_in_all_blocks(small_config: SmallConfig) -> None:
+    config = small_config("model.decoder=self", "model.positions.name=rotary", "model.registers=2")
+    plan = make_plan(config)
+    batch = training_clips(plan, plan.split).batch(range(config.batch.global_clips))
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        set_up_blocks(plan.model, recompute=False, compiled=False, residual_dtype=dtype)
+        found: set[torch.dtype] = set()
+        handles = [
+            block.register_forward_hook(lambda block, inputs, output, found=found: found.add(output.dtype))
+            for block in plan.model.modules()
+            if isinstance(block, Block)
+        ]
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            losses.append(plan.model(batch, ClipRandom(config.seed, batch.clip_index_B))["loss"])
+        assert len(handles) > 1 and found == {dtype}
+        for handle in handles:
+            handle.remove()
+    assert not torch.equal(*losses)
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_run_with_a_bf16_residual_stream_has_nearly_the_losses_of_fp32(
+    small_run: Path, small_config: SmallConfig
 ) -> None:
+    parts = ["engine.precision=bf16", "engine.residual_dtype=bf16", "steps=4"]
+    run_forked("-m", "pretrain", str(small_run), *parts)
+    lines = read_metrics(Path(small_config().run_dir) / "metrics.jsonl")
+    plain = plain_losses(small_config("steps=4", "run_dir=plain"))
+    assert [line["loss"] for line in lines] == pytest.approx(plain, rel=0.02)
+
+
+def test_unsupported_settings_are_refused(small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"engine.compile must be auto or false at engine.zero_stage=3"):
         EngineConfig(compile="true", zero_stage=3)
     with pytest.raises(ValueError, match=r"engine.compile: expected auto or false with token merging"):
         make_plan(small_config("engine.compile=true", "model.merge_per_block=2"))
     assert TokenReduction(pruning=Component(name="run_length")).is_packed
     assert not TokenReduction(pruning=Component(name="run_length", args={"keep": 0.5})).is_packed
+    with pytest.raises(ValueError, match=r"expected fp32 with engine.precision=auto on cpu, .* got bf16"):
+        make_plan(small_config("engine.residual_dtype=bf16"))
     compiling, processes = EngineConfig(compile="true", device="cpu"), find_processes("cpu")
     with pytest.raises(ValueError, match=r"expected auto or false with pruning.args.keep=null, .* got true"):
         check_engine(compiling, processes, BlockSettings(merges=False, packs=True))
@@ -140,6 +174,11 @@ def test_automatic_compilation_is_off_at_zero_3_and_without_a_compiler(
     [
         ({"compile": True}, "engine.compile must be auto, true or false, got True"),
         ({"zero_stage": 4}, "engine.zero_stage must be 0, 1, 2 or 3, got 4"),
+        ({"residual_dtype": "fp16"}, "engine.residual_dtype must be fp32 or bf16, got 'fp16'"),
+        (
+            {"residual_dtype": "bf16", "precision": "fp32"},
+            "engine.residual_dtype must be fp32 at engine.precision=fp32, got 'bf16'",
+        ),
         ({"grad_reduce_dtype": "fp16"}, "engine.grad_reduce_dtype must be auto, fp32 or bf16, got 'fp16'"),
     ],
 )

@@ -114,6 +114,7 @@ def measured(trainer: Trainer) -> list[dict[str, Any]]:
             watchdog=watchdog,
             state=RunState(),
             on_outage=lambda text: None,
+            compiled=trainer.compiled,
         )
         step_runner._batches = iter(batches(trainer))  # the loader's own work is on the host
         synchronized: list[object] = []
