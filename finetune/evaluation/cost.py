@@ -1,4 +1,4 @@
-"""Cost of a fine-tuned model: parameters and FLOPs of a view."""
+"""Cost of a fine-tuned model: parameters, and FLOPs of a view in evaluation and in training."""
 
 from collections.abc import Sequence
 
@@ -31,13 +31,37 @@ def view_flops(model: TaskModel, index: ShardIndex, clip: ClipConfig) -> float |
     """Count the FLOPs of the forward pass of one view, in evaluation."""
     depends_on_video = model.pruning.keep is None
     if not depends_on_video:
-        black_BCTHW = torch.zeros(2, 3, clip.frames, clip.size, clip.size, dtype=torch.uint8)
+        black_BCTHW = _black_clips(clip)
         try:
-            return _count(on_meta_device(model), black_BCTHW.to("meta")) / 2
+            return _count(on_meta_device(model), black_BCTHW.to("meta")) / len(black_BCTHW)
         except (NotImplementedError, RuntimeError):  # an operation needs values
-            return _count(model, black_BCTHW.to(next(model.parameters()).device)) / 2
+            return _count(model, black_BCTHW.to(next(model.parameters()).device)) / len(black_BCTHW)
     clip_BCTHW = _first_clips(index, clip, next(model.parameters()).device)
     return None if clip_BCTHW is None else _count(model, clip_BCTHW) / len(clip_BCTHW)
+
+
+def training_flops(model: TaskModel, clip: ClipConfig) -> float | None:
+    """Count the FLOPs of the forward and backward pass of one view; frozen weights have no gradient.
+
+    None if the number of tokens depends on the video, or if an operation needs values.
+    """
+    if model.pruning.keep is None:
+        return None
+    meta, black_BCTHW = on_meta_device(model).eval(), _black_clips(clip)
+    for copied, weight in zip(meta.parameters(), model.parameters(), strict=True):
+        copied.requires_grad_(weight.requires_grad)
+    try:
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            output, _ = meta.output(black_BCTHW.to("meta"))
+            output.sum().backward()
+    except (NotImplementedError, RuntimeError):
+        return None
+    return counter.get_total_flops() / len(black_BCTHW)
+
+
+def _black_clips(clip: ClipConfig) -> Tensor:
+    """Two clips: one alone is a special case for some operations."""
+    return torch.zeros(2, 3, clip.frames, clip.size, clip.size, dtype=torch.uint8)
 
 
 def _first_clips(index: ShardIndex, clip: ClipConfig, device: torch.device) -> Tensor | None:

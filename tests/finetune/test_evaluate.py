@@ -18,7 +18,7 @@ from kinemae.data_tools.stream.frame_sampling import SlidingClips, sliding_clip_
 from kinemae.finetune.__main__ import PROGRAM
 from kinemae.finetune.build import clip_config
 from kinemae.finetune.config import EvaluateConfig, FinetuneConfig
-from kinemae.finetune.evaluation.cost import model_cost
+from kinemae.finetune.evaluation.cost import model_cost, training_flops
 from kinemae.finetune.evaluation.inference import predict_samples, sample_groups
 from kinemae.finetune.evaluation.predictions import read_predictions
 from kinemae.finetune.heads.base import build_head
@@ -210,6 +210,28 @@ def test_the_cost_is_that_of_a_forward_pass(model_dir, validation, index):
     expected = 2 * (tokens * products + width * len(index.classes))
     assert cost["gflops_per_view"] == pytest.approx(expected / 1e9)
     assert cost["parameters"] == sum(weight.numel() for weight in finetuned.model.parameters())
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_the_flops_of_training_are_those_of_the_weights_with_gradients(model_dir, validation, index, freeze):
+    """A backward pass costs twice its forward pass; pixels and a frozen encoder have no gradient."""
+    finetuned = load_model(model_dir)
+    model, clip = finetuned.model, clip_config(settings(model_dir, validation), finetuned.description)
+    model.encoder.requires_grad_(not freeze)
+    model.freeze = freeze
+    tokens, width, depth, mlp = 8, 32, 2, 64
+    patches, head = tokens * 2 * 8 * 8 * 3 * width, width * len(index.classes)
+    blocks = tokens * depth * (4 * width**2 + 2 * width * mlp + 2 * tokens * width)
+    expected = 3 * head + (patches + blocks if freeze else 2 * patches + 3 * blocks)
+    assert training_flops(model, clip) == 2 * expected
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_the_flops_of_training_are_unknown_if_tokens_depend_on_the_video(model_dir, validation):
+    reduction = TokenReduction(pruning=Component(name="run_length"))
+    pruned = load_model(model_dir, token_reduction=reduction)
+    clip = clip_config(settings(model_dir, validation), pruned.description)
+    assert training_flops(pruned.model, clip) is None
 
 
 def test_a_pruning_that_depends_on_the_video_costs_less_than_all_tokens(model_dir, validation, index):
