@@ -17,6 +17,7 @@ from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.orders.base import Order, build_order
+from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.mixture import Source
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
 from kinemae.data_tools.stream.training_clips import RunClips, sample_order
@@ -271,8 +272,7 @@ def training(prepared: PreparedRun) -> Trainer:
     config = prepared.config
     engine = config.engine
     clip = clip_config(config, prepared.description)
-    # Before the blocks are set up: repeated FLOPs of activation checkpointing do not count.
-    flops = training_flops(prepared.model, clip) if prepared.processes.is_first else None
+    flops = _step_flops(prepared, clip)  # before blocks are set up: repeated FLOPs do not count
     compiled = compiles(engine, prepared.processes, _block_settings(config))
     set_up_blocks(
         prepared.model,
@@ -308,10 +308,16 @@ def training(prepared: PreparedRun) -> Trainer:
         plan=prepared.plan,
         config=config,
         steps=prepared.steps,
-        step_flops=None if flops is None else flops * prepared.plan.global_clips,
+        step_flops=flops,
         compiled=compiled,
         processes=prepared.processes,
     )
+
+
+def _step_flops(prepared: PreparedRun, clip: ClipConfig) -> float | None:
+    """Training FLOPs of a step over all processes, on the first one; None if they are not known."""
+    flops = training_flops(prepared.model, clip) if prepared.processes.is_first else None
+    return None if flops is None else flops * prepared.plan.global_clips
 
 
 def train_and_save(prepared: PreparedRun, run: Trainer) -> None:
