@@ -116,9 +116,9 @@ def shards(installed: Installed) -> str:
 
 @pytest.fixture(scope="module")
 def pretrained(installed: Installed, shards: str) -> str:
-    batch = ["batch.global_clips=8", "batch.clips_per_device=8"]
-    job = ["demo", f"data.shards={shards}/unlabelled", "run_dir=pretrained", "steps=3", *batch, *CPU]
-    installed.run("pretrain", *job)
+    batch = ["batch.global_clips=8", "batch.clips_per_device=8", "steps=3"]
+    job = ["pretrain", "demo", f"data.shards={shards}/unlabelled", "run_dir=pretrained", *batch, *CPU]
+    installed.run("launch", "local", "processes=1", "--", *job)
     return "pretrained/encoder"
 
 
@@ -149,7 +149,9 @@ def finetuned(installed: Installed, shards: str, pretrained: str) -> str:
     return "finetuned"
 
 
-def test_an_encoder_is_pretrained_and_fine_tuned(installed: Installed, finetuned: str) -> None:
+def test_an_encoder_is_pretrained_by_the_launcher_and_fine_tuned(
+    installed: Installed, finetuned: str
+) -> None:
     assert (installed.folder / finetuned / "result.json").is_file()
 
 
@@ -178,15 +180,8 @@ def test_a_model_is_used_from_python_and_from_the_command_line(
     assert (installed.folder / "features.parquet").is_file()
 
 
-def test_the_launcher_starts_a_job(installed: Installed, shards: str) -> None:
-    batch = ["batch.global_clips=8", "batch.clips_per_device=8", "steps=2"]
-    job = ["pretrain", "demo", f"data.shards={shards}/unlabelled", "run_dir=launched", *batch, *CPU]
-    installed.run("launch", "local", "processes=1", "--", *job)
-    assert (installed.folder / "launched" / "encoder" / "encoder.safetensors").is_file()
-
-
 def test_no_file_of_the_checkout_or_the_current_folder_is_run(
-    installed: Installed, shards: str, pretrained: str, repo: Path
+    installed: Installed, pretrained: str, repo: Path
 ) -> None:
     opened = installed.opened_files()
     third_party = [Path(path) for path in site_packages(repo)]
@@ -194,6 +189,6 @@ def test_no_file_of_the_checkout_or_the_current_folder_is_run(
     assert not {path for path in opened if path.is_relative_to(repo)}
     assert not opened & {installed.folder / name for name in NAMES_IN_THE_WAY}
     modules = {path for path in opened if path.suffix in (".py", ".pyc") and "kinemae" in path.parts}
-    frozen = installed.folder / "launched" / "launch"  # the copy that the launcher starts
+    frozen = installed.folder / "pretrained" / "launch"  # the copy that the launcher starts
     assert modules
     assert all(path.is_relative_to(installed.environment) or path.is_relative_to(frozen) for path in modules)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from tests.chaos.faults import Fault, Reaction
 from tests.chaos.scene import Scene, WrongReaction
 from tests.chaos.seen import ProcessInfo
-from tests.chaos.setting import STEPS
 
 log = logging.getLogger("chaos")
 
@@ -73,7 +72,7 @@ def disturb(
                 raise WrongReaction(f"the rest of the run without faults failed\n{scene.describe()}")
             return kept
         _wait_for_step(scene, moment)
-        kept.append(inject(scene, deck.draw(scene), chance))
+        kept.append(inject(scene, deck.draw(scene), chance, last=last))
         begin = scene.metrics_step()
         log.info("%s", line_of(kept[-1]))
 
@@ -92,7 +91,7 @@ def _wait_for_step(scene: Scene, step: int) -> None:
     scene.wait_for(f"step {step}", is_there, bound_s=START_S, while_it_runs=True)
 
 
-def inject(scene: Scene, fault: Fault, chance: random.Random) -> FaultResult:
+def inject(scene: Scene, fault: Fault, chance: random.Random, *, last: int) -> FaultResult:
     """Inject a fault and check the reaction."""
     before = scene.ranks()
     offset = len(scene.rank_log())
@@ -111,7 +110,7 @@ def inject(scene: Scene, fault: Fault, chance: random.Random) -> FaultResult:
             newest = scene.newest_intact()
             scene.start()
         # A disconnected process continues until it notices that, and may reach the last step.
-        _wait_for_step(scene, min(furthest + 1, STEPS))
+        _wait_for_step(scene, min(furthest + 1, last))
         resumed = _check_resumed(scene, fault, offset=offset, newest=newest)
     except WrongReaction as broken:
         raise WrongReaction(f"{fault.name}, at step {step}: {broken}") from broken

@@ -34,10 +34,10 @@ HOOK = Path(__file__).with_name("hook")
 LOCAL = ("local", f"processes={PROCESSES}", *SHORT_TIMEOUTS)
 
 
-def write_config(folder: Path, shards: Path) -> Path:
+def write_config(folder: Path, shards: Path, *, steps: int = STEPS) -> Path:
     """Write the config of the run, without `run_dir`."""
     path = folder / "chaos.yaml"
-    path.write_text(SMALL_RUN.format(steps=STEPS, shards=shards))
+    path.write_text(SMALL_RUN.format(steps=steps, shards=shards))
     return path
 
 

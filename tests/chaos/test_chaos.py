@@ -15,13 +15,14 @@ import pytest
 from tests.chaos.campaign import FaultQueue, disturb
 from tests.chaos.faults import FAULTS
 from tests.chaos.scene import Scene
-from tests.chaos.setting import STEPS, local_scene, run_undisturbed, scene_on_hosts, write_config
+from tests.chaos.setting import local_scene, run_undisturbed, scene_on_hosts, write_config
 from tests.chaos.verdict import check
 from tests.launch.hosts import hosts_on_this_machine, why_no_hosts
 from tests.seeds import IS_NIGHTLY, SEED
 
 # Time for faults; the run then continues to its end.
 LOCAL_S, HOSTS_S = (900.0, 600.0) if IS_NIGHTLY else (35.0, 30.0)
+STEPS = 500 if IS_NIGHTLY else 260
 
 pytestmark = [
     pytest.mark.chaos,
@@ -36,7 +37,7 @@ pytestmark = [
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, synth_shards: Path, repo: Path) -> Path:
     """The undisturbed run, in one folder with the config."""
     folder = tmp_path_factory.mktemp("chaos")
-    return run_undisturbed(folder, write_config(folder, synth_shards / "unlabelled"), repo)
+    return run_undisturbed(folder, write_config(folder, synth_shards / "unlabelled", steps=STEPS), repo)
 
 
 @pytest.fixture(autouse=True)

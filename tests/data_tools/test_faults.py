@@ -179,7 +179,7 @@ def write_all(folder: Path, port: int) -> None:
         "alpha.gif": gif((64, 48), 3, "RGBA"),
         "cover.mp4": with_streams(whole, cover=True),
         "two_streams.mp4": with_streams(film(30, size=(96, 128)), second=whole),
-        "ten_hours.mp4": repeated(film(20, size=(16, 16), bf="0"), 36_000, every=Fraction(1, 1)),
+        "ten_hours.mp4": repeated(film(20, size=(16, 16), bf="0"), 3_600, every=Fraction(10, 1)),
     }
     files["joined.ts"] = 2 * film(40, container="mpegts", bf="0")  # the timestamps restart in the middle
     for name, content in files.items():
@@ -261,7 +261,7 @@ def test_the_video_stream_is_stored_and_not_the_cover(sharded: Path, strange: tu
 
 def test_a_video_of_ten_hours_keeps_its_length(sharded: Path) -> None:
     sample = samples(sharded)["ten_hours"]
-    assert (sample.frames, sample.duration_s) == (36_000, pytest.approx(36_000))
+    assert (sample.frames, sample.duration_s) == (3_600, pytest.approx(36_000))
 
 
 def test_timestamps_that_restart_do_not_mix_frames(sharded: Path) -> None:

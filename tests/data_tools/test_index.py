@@ -1,12 +1,9 @@
 """The index is written and read; a missing, damaged or wrong one gives a clear error."""
 
 import json
-import os
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import Sample, Shard, open_index, write_index
+from tests.forked import run_forked
 
 SAMPLE = Sample(
     key="a",
@@ -100,15 +98,8 @@ def test_an_empty_data_set_is_named(folder: Path):
 
 @pytest.mark.slow
 def test_opening_reads_no_rows(repo: Path):
-    script = [sys.executable, str(repo / "tests" / "benchmarks" / "index.py"), "--samples", "300000"]
-    printed = subprocess.run(
-        script,
-        cwd=repo,
-        env={**os.environ, "PYTHONPATH": str(repo)},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    words = ("-m", "tests.benchmarks.index", "--samples", "300000")
+    printed = run_forked(*words, PYTHONPATH=str(repo)).stdout
     index_mb = float(re.search(r"samples, ([0-9.]+) GB", printed)[1]) * 1000
     before, after, end = (
         float(found) for found in re.findall(r"^memory .*MB +([0-9.]+)$", printed, re.MULTILINE)[:3]

@@ -76,6 +76,7 @@ def cluster(running: RayCluster, monkeypatch: pytest.MonkeyPatch) -> RayCluster:
     return running
 
 
+@pytest.mark.nightly
 def test_results_crashes_and_errors_are_those_of_the_local_engine(cluster: RayCluster):
     jobs = list(range(6))
     assert list(imap(square, jobs, workers=0, engine="ray")) == [square(job) for job in jobs]
@@ -86,11 +87,15 @@ def test_results_crashes_and_errors_are_those_of_the_local_engine(cluster: RayCl
     assert "in fail" in str(caught.value.__cause__)
 
 
+def test_a_node_with_another_version_is_an_error():
+    with pytest.raises(ValueError, match=r"kinemae 0\.1\.0 on the node"):
+        ray_pool._run_task("0.0.1", square, [1], 1.0)
+
+
+@pytest.mark.nightly
 def test_no_cluster_and_nodes_without_the_code_are_errors(
     cluster: RayCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    with pytest.raises(ValueError, match=r"kinemae 0\.1\.0 on the node"):
-        ray_pool._run_task("0.0.1", square, [1], 1.0)
     ray_pool._client.cache_clear()
     monkeypatch.chdir(tmp_path)  # Ray adds the working directory to the path of its workers
     with pytest.raises(ValueError, match=r"expected nodes with kinemae .* got .*No module named 'tests'"):

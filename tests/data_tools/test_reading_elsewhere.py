@@ -13,7 +13,7 @@ import webdataset
 
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.video_reader import read_video
-from tests.conftest import run_module
+from tests.forked import run_forked
 from tests.source_collections import write_clip, write_clips, write_text
 
 # A script without imports from this project; it prints one line per sample.
@@ -45,7 +45,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(collection: Path) -> Path:
     out = collection / "shards"
     options = ["layout.name=copy", "validation_fraction=0", "samples_per_shard=7", "workers=1"]
-    run_module("data_tools", "shard", str(collection / "list.csv"), str(out), *options)
+    run_forked("-m", "data_tools", "shard", str(collection / "list.csv"), str(out), *options)
     return out / "train"
 
 
@@ -113,7 +113,7 @@ def test_a_csv_with_unusual_names_works_from_end_to_end(tmp_path: Path):
     table = write_text(tmp_path / "my list.csv", f"\ufeffpath,label,n\n{text}\n")
     out = tmp_path / "my shards"
     options = ["layout.name=copy", "validation_fraction=0", "workers=1"]
-    run_module("data_tools", "shard", str(table), str(out), *options)
+    run_forked("-m", "data_tools", "shard", str(table), str(out), *options)
     index = open_index(out / "train")
     samples = [index.sample(position) for position in range(len(index))]
     assert {sample.name for sample in samples} == {f"my videos/{name}" for name in NAMES}
@@ -128,5 +128,5 @@ def test_a_csv_with_unusual_names_works_from_end_to_end(tmp_path: Path):
         for sample in webdataset.WebDataset(urls, shardshuffle=False)
     }
     assert read == {f"my videos/{name}": (tmp_path / "my videos" / name).read_bytes() for name in NAMES}
-    shown = run_module("data_tools", "show", str(out / "train")).stdout
+    shown = run_forked("-m", "data_tools", "show", str(out / "train")).stdout
     assert "\u00fcben, laut" in shown

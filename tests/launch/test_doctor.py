@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +36,21 @@ if "RANK" in os.environ:
 
 
 def doctor(kind: str, *arguments: str, code: int) -> list[dict[str, Any]]:
-    """The results of one run."""
-    ran = run_module("launch", "doctor", kind, "--json", *arguments, check=False)
-    assert ran.returncode == code, ran.stdout[-3000:] + ran.stderr
-    report = json.loads(ran.stdout)
-    results: list[dict[str, Any]] = report["results"]
+    """The results of one run, in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    with redirect_stdout(StringIO()) as output:
+        found = main(["doctor", kind, "--json", *arguments])
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert found == code, output.getvalue()[-3000:]
+    results: list[dict[str, Any]] = json.loads(output.getvalue())["results"]
     return results
+
+
+@pytest.fixture
+def quick_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up joining the process group earlier; the ranks import torch within this time."""
+    monkeypatch.setattr(nodes, "GROUP_S", 20)
 
 
 def errors(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -76,7 +87,7 @@ def test_dry_run_prints_the_commands_of_the_probes() -> None:
 
 @pytest.mark.processes
 def test_a_job_on_this_machine_passes_and_leaves_no_files(tmp_path: Path, synth_shards: Path) -> None:
-    config = ["configs/pretrain/demo.yaml", f"data.shards={synth_shards / 'unlabelled'}"]
+    config = [str(REPO / "configs/pretrain/demo.yaml"), f"data.shards={synth_shards / 'unlabelled'}"]
     job = ["--", "pretrain", *config, f"run_dir={tmp_path / 'runs/a'}"]
     [summary] = doctor("local", "processes=2", "--shards", str(synth_shards / "train"), *job, code=0)
     assert summary["text"].startswith("1 of 1 nodes reported; python 3.")
@@ -122,6 +133,7 @@ def test_each_fault_of_a_bad_node_is_named(network: Network, tmp_path: Path) -> 
 
 
 @pytest.mark.processes
+@pytest.mark.usefixtures("quick_group")
 def test_nodes_that_cannot_reach_one_another_are_named(network: Network) -> None:
     first, second = network.hosts
     route = ["ip", "-n", second.namespace, "route"]
@@ -136,6 +148,7 @@ def test_nodes_that_cannot_reach_one_another_are_named(network: Network) -> None
 
 @pytest.mark.nightly
 @pytest.mark.processes
+@pytest.mark.usefixtures("quick_group")
 def test_a_hostname_that_means_the_loopback_is_named(network: Network, tmp_path: Path) -> None:
     overrides = [word for word in network.overrides() if "GLOO_SOCKET_IFNAME" not in word]
     python = tmp_path / "python"  # as on Debian: 127.0.1.1 for the own hostname
@@ -152,6 +165,7 @@ def test_a_hostname_that_means_the_loopback_is_named(network: Network, tmp_path:
 
 @pytest.mark.nightly
 @pytest.mark.processes
+@pytest.mark.usefixtures("quick_group")
 def test_a_host_behind_a_broken_link_is_named(network: Network) -> None:
     lost = network.hosts[1]
     quick = [*network.ssh, "-o", "ConnectTimeout=2"]
@@ -166,6 +180,7 @@ def test_a_host_behind_a_broken_link_is_named(network: Network) -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.usefixtures("quick_group")
 def test_a_port_that_is_taken_is_named(network: Network) -> None:
     first = network.hosts[0]
     holding = (
@@ -216,16 +231,11 @@ def test_two_nodes_of_slurm_pass(tmp_path: Path) -> None:
 @pytest.mark.cluster
 @pytest.mark.processes
 @pytest.mark.usefixtures("slurm")
-def test_a_drained_node_is_named_and_every_job_is_cancelled(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_drained_node_is_named_and_every_job_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     ask("scontrol", "update", "nodename=n2", "state=drain", "reason=bad disk")
     try:
         monkeypatch.setattr(nodes, "_QUEUE_S", 4)
-        assert main(["doctor", "slurm", "nodes=2", "--json"]) == 1
-        late = named(
-            json.loads(capsys.readouterr().out)["results"], "start", "cannot start a probe on node 0, "
-        )
+        late = named(doctor("slurm", "nodes=2", code=1), "start", "cannot start a probe on node 0, ")
         assert "srun: error: " in late["text"] and "sinfo -R" in late["fix"]
         assert ask("squeue", "--noheader") == ""
         for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):

@@ -152,7 +152,9 @@ def test_a_failure_restarts_all_nodes_and_the_run_finishes(job: Job) -> None:
     assert read_record(Path(job.run_dir))["failure"]["host"] == "n1"
 
 
-@pytest.mark.parametrize("lost", [0, 2], ids=["leader", "other"])
+@pytest.mark.parametrize(
+    "lost", [pytest.param(0, id="leader", marks=pytest.mark.nightly), pytest.param(2, id="other")]
+)
 def test_the_others_go_on_without_a_lost_node(job: Job, lost: int) -> None:
     cluster = Cluster(job, 3, (2, 3), failing({1: {lost: "die"}}))
     cluster.run()
@@ -190,6 +192,7 @@ def test_a_spare_node_takes_the_place_of_a_lost_one(job: Job) -> None:
     assert sorted(map(str, cluster.codes.values())) == ["0", "0", "0", "dead"]
 
 
+@pytest.mark.nightly
 def test_a_host_that_fails_first_twice_is_excluded(job: Job) -> None:
     def script(attempt: int, node: int) -> Action:
         return 1 if node == 1 else "hold" if attempt <= 2 else 0
@@ -201,6 +204,7 @@ def test_a_host_that_fails_first_twice_is_excluded(job: Job) -> None:
     assert cluster.codes[0] == cluster.codes[2] == 0 and cluster.codes[1] != 0
 
 
+@pytest.mark.nightly
 def test_too_few_nodes_end_the_run(job: Job) -> None:
     cluster = Cluster(job, 3, (3, 3), failing({1: {2: "die"}}))
     cluster.run()

@@ -144,6 +144,7 @@ def test_a_job_that_stops_without_a_new_checkpoint_is_requeued_up_to_a_cap(submi
     assert "no requeue: 1 in a row without a new checkpoint" in log_of(job_id, job)
 
 
+@pytest.mark.nightly
 def test_a_spare_node_replaces_a_bad_node(submit: Submit) -> None:
     job_id, job = submit("bad_node", cluster=SlurmCluster(partition="three", nodes=2, spare=1))
     assert exit_code(job_id) == 0, log_of(job_id, job)
@@ -153,6 +154,7 @@ def test_a_spare_node_replaces_a_bad_node(submit: Submit) -> None:
     assert record["attempt"] == 2 or (record["attempt"], record["history"]["excluded"]) == (3, [bad])
 
 
+@pytest.mark.nightly
 def test_a_spare_node_replaces_a_node_that_is_down(submit: Submit) -> None:
     job_id, job = submit("once=wait=300", cluster=SlurmCluster(partition="three", nodes=2, spare=1))
     wait_for(are_waiting(job, 2), doing="both processes")

@@ -78,6 +78,7 @@ def test_hosts_that_cannot_resolve_one_another_are_refused_before_the_start(
     assert "start 1" not in output and not (Path(job.run_dir) / "reports.jsonl").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_hosts_by_ssh_aliases_run_with_an_address_and_an_interface(tmp_path: Path, network: Network) -> None:
     job = make_job(tmp_path, "report")
@@ -121,7 +122,8 @@ def test_a_failure_on_one_host_is_reported_once_and_ends_the_other(tmp_path: Pat
     ("victim", "cause", "code"),
     [
         ("lose_peer=1", "kill=SIGKILL", 137),  # gloo: an error of Python
-        ("kill=SIGABRT", "exit=1", 1),  # the watchdog of NCCL
+        # the watchdog of NCCL
+        pytest.param("kill=SIGABRT", "exit=1", 1, marks=pytest.mark.nightly),
     ],
 )
 def test_a_victim_of_a_failure_on_another_host_is_not_its_cause(
@@ -158,6 +160,7 @@ def test_after_a_host_dies_the_run_continues_on_the_others(tmp_path: Path, netwo
     assert [process["WORLD_SIZE"] for process in reports(job)] == ["2", "2"]
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_after_a_broken_link_the_others_continue(tmp_path: Path, network: Network) -> None:
     job = make_job(tmp_path, "handle_stops", "1:once=wait=600", "0:once=wait=600")
@@ -176,7 +179,7 @@ def test_after_a_broken_link_the_others_continue(tmp_path: Path, network: Networ
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("way", ["cancel", "signal"])
+@pytest.mark.parametrize("way", [pytest.param("cancel", marks=pytest.mark.nightly), "signal"])
 def test_a_stop_reaches_every_host(tmp_path: Path, network: Network, way: str) -> None:
     job = make_job(tmp_path, "handle_stops", "wait=600")
     launcher = launcher_of(job, "ssh", *cluster(network))

@@ -42,8 +42,9 @@ from kinemae.pretrain.targets.pixels import PixelTarget
 from kinemae.pretrain.targets.weighted import WeightedTarget
 from kinemae.pretrain.token_selection import TokenSelection
 from tests.pretrain.target_models import TARGET, build_model, random_clip, small_config, target_inputs
+from tests.seeds import IS_NIGHTLY
 
-STEPS, CLIPS, FRAMES, SIZE = 200, 2, 4, 32
+STEPS, CLIPS, FRAMES, SIZE = 200 if IS_NIGHTLY else 40, 2, 4, 32
 WINDOW = {"window": [2, 2, 2]}
 
 

@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from kinemae.data_tools.index import open_index
 from kinemae.data_tools.sharding.output import Output
 from kinemae.data_tools.sharding.windows import SHARDS
 from kinemae.data_tools.storage.location import location
+from tests.forked import ForkedPython
 from tests.seeds import SEED
 from tests.sharding import (
     assert_same_output,
@@ -52,12 +52,12 @@ def unbroken(collection: Path) -> Path:
     return out
 
 
-def start(repo: Path, source: Path, out: str | Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "data_tools", "shard", str(source), str(out), *ARGUMENTS, "workers=2"]
-    return subprocess.Popen(command, cwd=repo, stderr=subprocess.DEVNULL)
+def start(source: Path, out: str | Path) -> ForkedPython:
+    command = ("-m", "data_tools", "shard", str(source), str(out), *ARGUMENTS, "workers=2")
+    return ForkedPython(*command, environment={}, stderr=subprocess.DEVNULL)
 
 
-def kill_when(running: subprocess.Popen[bytes], condition) -> None:  # type: ignore[no-untyped-def]
+def kill_when(running: ForkedPython, condition) -> None:  # type: ignore[no-untyped-def]
     while not condition() and running.poll() is None:
         time.sleep(0.001)
     running.send_signal(signal.SIGKILL)
@@ -70,15 +70,13 @@ def lines(path: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_run_killed_three_times_resumes_to_the_same_bytes(
-    collection: Path, unbroken: Path, tmp_path: Path, repo: Path
-):
+def test_a_run_killed_three_times_resumes_to_the_same_bytes(collection: Path, unbroken: Path, tmp_path: Path):
     out, chance = tmp_path / "out", random.Random(SEED)
     stored, finished, later = chance.randint(0, 12), chance.randint(0, 2), chance.random() * 0.05
     log, windows = out / "work" / "transcoded.jsonl", out / "work" / "windows.jsonl"
-    kill_when(start(repo, collection, out), lambda: lines(log) > stored)
-    kill_when(start(repo, collection, out), lambda: lines(windows) > finished)
-    running = start(repo, collection, out)
+    kill_when(start(collection, out), lambda: lines(log) > stored)
+    kill_when(start(collection, out), lambda: lines(windows) > finished)
+    running = start(collection, out)
     while not (out / "work" / "lock").exists() and running.poll() is None:
         time.sleep(0.001)
     time.sleep(later)

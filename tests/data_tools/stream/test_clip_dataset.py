@@ -288,7 +288,13 @@ assert [batch["position"].tolist() for batch in clips] == seen[2:], seen
 
 @pytest.mark.slow
 @pytest.mark.processes
-@pytest.mark.parametrize("program", [LIGHTNING, ACCELERATE], ids=["lightning", "accelerate"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(LIGHTNING, id="lightning"),
+        pytest.param(ACCELERATE, id="accelerate", marks=pytest.mark.nightly),
+    ],
+)
 def test_other_training_loops_use_and_restore_the_clips(shards, tmp_path, program):
     command = [sys.executable, "-c", program, str(shards), str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
@@ -316,7 +322,7 @@ GUARDED = f'if __name__ == "__main__":\n    {CALL_OWN}'
 @pytest.mark.parametrize(
     ("calls", "as_file", "output", "error"),
     [
-        (CALL + CALL, True, ["runs", "24", "24"], ""),
+        pytest.param(CALL + CALL, True, ["runs", "24", "24"], "", marks=pytest.mark.nightly),
         (GUARDED, True, ["runs", "runs", "24"], ""),
         (CALL_OWN, True, ["runs", "runs"], 'below `if __name__ == "__main__":`, got none: a worker imports'),
         (CALL_OWN, False, ["runs"], "got: a class or function of a notebook or an interactive session"),

@@ -33,6 +33,7 @@ from kinemae.data_tools.stream.worker_setup import (
     resolve_num_workers,
 )
 from kinemae.data_tools.stream.yuv_to_rgb import to_luma
+from tests.forked import run_forked
 
 CLIP = ClipConfig(frames=4, stride=2, size=24)
 
@@ -313,32 +314,25 @@ def test_workers_block_stop_signals_and_use_one_thread(synth_shards):
 
 
 @pytest.mark.processes
-def test_a_program_that_fails_ends_its_workers(synth_shards, repo, tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(
-        f"""
+def test_a_program_that_fails_ends_its_workers(synth_shards):
+    program = f"""
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips, training_loader
 from kinemae.data_tools.stream.order import plan_batch
 
-if __name__ == "__main__":
-    clips = TrainingClips(
-        open_index({str(synth_shards / "train")!r}),
-        clip=ClipConfig(frames=2, size=16),
-        augment=AugmentConfig(),
-        seed=0,
-    )
-    batches = training_loader(
-        clips, plan_batch(2, 2, 1, 1), rank=0, first_step=0, last_step=50, workers=1, pin=False
-    )
-    next(batches)
-    raise RuntimeError("as planned")
+clips = TrainingClips(
+    open_index({str(synth_shards / "train")!r}),
+    clip=ClipConfig(frames=2, size=16),
+    augment=AugmentConfig(),
+    seed=0,
+)
+batches = training_loader(
+    clips, plan_batch(2, 2, 1, 1), rank=0, first_step=0, last_step=50, workers=1, pin=False
+)
+next(batches)
+raise RuntimeError("as planned")
 """
-    )
-    environment = {**os.environ, "PYTHONPATH": str(repo)}
-    done = subprocess.run(
-        [sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = run_forked("-c", program, check=False)
     assert done.returncode == 1 and "as planned" in done.stderr
 
 

@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from kinemae.data_tools.stream import worker_pool as pool_module
 from kinemae.data_tools.stream.loader import samples_in_progress
 from kinemae.data_tools.stream.worker import ItemReader
 from kinemae.data_tools.stream.worker_pool import Prefetcher, WorkerPool
+from tests.forked import ForkedPython
 
 SAMPLES = 3  # samples in an item
 ITEMS = 12
@@ -323,26 +323,17 @@ import json
 import sys
 from tests.data_tools.stream.test_worker_pool import Numbers, Prefetcher, pool_of, hang, processes_alive, stop
 
-if __name__ == "__main__":
-    pool = pool_of(Numbers({9: hang, 12: stop}, length=1000), workers=2)
-    next(pool)
-    print(json.dumps(processes_alive()), flush=True)
-    exec(sys.argv[1])
+pool = pool_of(Numbers({9: hang, 12: stop}, length=1000), workers=2)
+next(pool)
+print(json.dumps(processes_alive()), flush=True)
+exec(sys.argv[1])
 """
 
 
-def start(repo: Path, tmp_path: Path, ending: str) -> tuple[subprocess.Popen[str], list[int]]:
+def start(ending: str) -> tuple[ForkedPython, list[int]]:
     """A program that reads one item, whose workers get stuck, and that continues with `ending`."""
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    arguments = [sys.executable, str(program), ending]
-    process = subprocess.Popen(
-        arguments,
-        env={**os.environ, "PYTHONPATH": str(repo)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pipe = subprocess.PIPE
+    process = ForkedPython("-c", PROGRAM, ending, environment={}, stdout=pipe, stderr=pipe)
     assert process.stdout is not None
     pids = json.loads(process.stdout.readline())
     assert len(pids) == 2  # the workers have run; the ending may close them at once
@@ -350,8 +341,8 @@ def start(repo: Path, tmp_path: Path, ending: str) -> tuple[subprocess.Popen[str
 
 
 @pytest.mark.processes
-def test_workers_do_not_outlive_a_main_process_that_is_killed(repo: Path, tmp_path: Path) -> None:
-    process, pids = start(repo, tmp_path, "list(pool)")
+def test_workers_do_not_outlive_a_main_process_that_is_killed() -> None:
+    process, pids = start("list(pool)")
     time.sleep(0.5)  # one of them hangs, the other is stopped
     process.kill()
     process.communicate()
@@ -368,8 +359,8 @@ print(json.dumps([item["pid"] for item in pool]), flush=True)
 
 
 @pytest.mark.processes
-def test_a_job_that_was_suspended_does_not_replace_its_workers(repo: Path, tmp_path: Path) -> None:
-    process, _ = start(repo, tmp_path, SUSPENDED)
+def test_a_job_that_was_suspended_does_not_replace_its_workers() -> None:
+    process, _ = start(SUSPENDED)
     assert process.stdout is not None
     pids = json.loads(process.stdout.readline())
     for pid in (process.pid, *pids):
@@ -382,8 +373,8 @@ def test_a_job_that_was_suspended_does_not_replace_its_workers(repo: Path, tmp_p
 
 
 @pytest.mark.processes
-def test_ctrl_c_ends_the_program_at_once_with_its_workers(repo: Path, tmp_path: Path) -> None:
-    process, pids = start(repo, tmp_path, "list(pool)")
+def test_ctrl_c_ends_the_program_at_once_with_its_workers() -> None:
+    process, pids = start("list(pool)")
     time.sleep(0.5)
     for pid in (process.pid, *pids):  # as a terminal does, to all of the group
         os.kill(pid, signal.SIGINT)
@@ -394,8 +385,8 @@ def test_ctrl_c_ends_the_program_at_once_with_its_workers(repo: Path, tmp_path: 
 
 
 @pytest.mark.processes
-def test_a_program_that_ends_early_ends_with_its_workers(repo: Path, tmp_path: Path) -> None:
-    process, pids = start(repo, tmp_path, "one = Prefetcher(pool, dict); next(one); raise SystemExit(5)")
+def test_a_program_that_ends_early_ends_with_its_workers() -> None:
+    process, pids = start("one = Prefetcher(pool, dict); next(one); raise SystemExit(5)")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 5 and errors == ""
     assert wait_until(lambda: not any(runs(pid) for pid in pids))

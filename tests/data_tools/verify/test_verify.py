@@ -19,8 +19,8 @@ from kinemae.data_tools.index import INDEX_NAME, Sample, open_data_sets, open_in
 from kinemae.data_tools.storage.location import RetryPolicy, location
 from kinemae.data_tools.verify.command import verify
 from kinemae.data_tools.verify.compare import IndexHandle, SampleJob, failed_sample
-from tests.conftest import run_module
 from tests.faulty_server import faulty_server
+from tests.forked import run_forked
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def headers(path: Path) -> Iterator[tuple[str, int]]:
 
 @pytest.mark.slow
 def test_an_intact_data_set_has_no_faults(synth_shards: Path):
-    done = run_module("data_tools", "verify", str(synth_shards), "--full", "--json", "workers=2")
+    done = run_forked("-m", "data_tools", "verify", str(synth_shards), "--full", "--json", "workers=1")
     result = json.loads(done.stdout)
     assert result["faults"] == [] and result["full"] and result["samples"] == 96
     assert "96 samples in" in done.stderr and "were read and decoded: no faults" in done.stderr

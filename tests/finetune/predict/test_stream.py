@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -19,9 +18,9 @@ from kinemae.finetune.inference.load import load
 from kinemae.finetune.predict.config import PredictConfig
 from kinemae.finetune.predict.predict import predict_file
 from kinemae.finetune.predict.stream import Window, newest, predict_frames, predict_live, windows_of
-from tests.conftest import REPO
 from tests.faulty_server import faulty_server
 from tests.finetune.predict.test_predict import save_random_model
+from tests.forked import ForkedPython
 from tests.sharding import encoded, moving
 
 CONFIG = PredictConfig(overlap=0.5)
@@ -47,11 +46,12 @@ def lines_of(out: Path) -> list[dict]:
 
 def test_a_pipe_has_the_scores_of_the_file(model, video: Path, tmp_path: Path) -> None:
     whole = predict_file(model, video, CONFIG)
-    command = [sys.executable, "-m", "kinemae", "finetune", "predict", model.source, "-", str(tmp_path)]
-    sent = subprocess.run(
-        [*command, "overlap=0.5", "device=cpu"], cwd=REPO, input=video.read_bytes(), capture_output=True
-    )
-    assert sent.returncode == 0, sent.stderr.decode()
+    command = ["-m", "kinemae", "finetune", "predict", model.source, "-", str(tmp_path)]
+    with subprocess.Popen(["cat", str(video)], stdout=subprocess.PIPE) as sender:
+        files = {"stdin": sender.stdout, "stderr": subprocess.PIPE}
+        reader = ForkedPython(*command, "overlap=0.5", "device=cpu", environment={}, **files)
+        _, errors = reader.communicate(timeout=300)
+    assert reader.returncode == 0, errors
     lines = lines_of(tmp_path)
     assert len(lines) == len(whole.score_RX) == 15
     np.testing.assert_allclose([list(line["scores"].values()) for line in lines], whole.score_RX, atol=1e-6)

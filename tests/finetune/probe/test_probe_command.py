@@ -1,11 +1,7 @@
 """The commands probe and knn on encoded videos."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,7 +13,7 @@ from kinemae.data_tools.index import open_index
 from kinemae.finetune.evaluation.predictions import read_predictions
 from kinemae.pretrain.visualize.open_model import open_pretrained_model
 from tests.finetune.probe.conftest import SHAPE, finetune, read, write_encoder
-from tests.forked import run_forked
+from tests.forked import ForkedPython, run_forked
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
@@ -250,14 +246,14 @@ def test_a_folder_without_encoder_is_rejected(data, tmp_path, capsys):
 
 
 @pytest.mark.processes
-def test_two_processes_and_a_killed_command_give_the_same_features(linear_run, encoder, data, repo, tmp_path):
+def test_two_processes_and_a_killed_command_give_the_same_features(linear_run, encoder, data, tmp_path):
     run = [f"encoder={encoder}", *data, "features.layers=[0,-1]", "grid={lr: [1e-2], weight_decay: [0.0]}"]
     command = ["-m", "kinemae", "finetune", "probe", *map(str, run), f"run_dir={tmp_path}"]
-    killed = subprocess.Popen([sys.executable, *command], cwd=repo, start_new_session=True)
+    killed = ForkedPython(*command, environment={})
     partial = tmp_path / "features/encoder/statistics/train.partial/done"
     while not any(partial.glob("*.json")) and killed.poll() is None:
         time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
+    killed.kill()
     killed.wait()
 
     run_ranks(2, *command)

@@ -16,7 +16,7 @@ from kinemae.data_tools.randomness import generator
 from kinemae.pretrain.__main__ import PROGRAM
 from kinemae.pretrain.advise.budget import measure_speed
 from kinemae.pretrain.config import PretrainConfig
-from tests.conftest import run_module
+from tests.forked import run_forked
 from tests.label_index import label_index
 
 pytestmark = pytest.mark.slow
@@ -95,7 +95,8 @@ def test_the_advice_repeats_and_its_config_trains(synth_shards, repo, tmp_path, 
     assert config["augment"]["flip"] is False and config["model"]["width"] == 24
     assert config["clip"] == {"frames": 8, "stride": 1, "size": 32}  # as the demo
 
-    run_module("kinemae", "pretrain", str(out), "steps=2", "data.num_workers=0", "pictures.every_steps=0")
+    changes = ["steps=2", "data.num_workers=0", "pictures.every_steps=0"]
+    run_forked("-m", "kinemae", "pretrain", str(out), *changes)
     assert [line["step"] for line in read_jsonl(run_dir / "metrics.jsonl")] == [0, 1]
 
 

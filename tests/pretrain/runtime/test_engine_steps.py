@@ -64,7 +64,7 @@ def assert_no_waits(found: dict[str, list[dict[str, Any]]]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.processes
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.nightly), 1])
 def test_no_step_of_a_recipe_waits_for_the_device(synth_shards: Path, tmp_path: Path, stage: int) -> None:
     found = counted_waits(synth_shards, tmp_path, world=1, stage=stage, device="cpu", recipes=())
     assert {kind.split()[0] for kind in found} == {"pretraining", "finetuning"} and len(found) > 8
@@ -72,7 +72,7 @@ def test_no_step_of_a_recipe_waits_for_the_device(synth_shards: Path, tmp_path: 
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.nightly), 1])
 def test_no_step_of_two_processes_waits_for_the_device(
     synth_shards: Path, tmp_path: Path, stage: int
 ) -> None:

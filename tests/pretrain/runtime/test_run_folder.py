@@ -15,7 +15,7 @@ from kinemae.finetune.config import FinetuneConfig
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime.config_changes import ALLOWED_CHANGES, REFUSED, find_changes, table_of
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir
-from tests.conftest import run_module
+from tests.forked import run_forked
 
 CANARY = "canary-4c1f9a"
 BuildConfig = Callable[..., PretrainConfig]
@@ -201,7 +201,8 @@ def test_a_small_file_is_replaced_atomically(tmp_path: Path) -> None:
 @pytest.mark.processes
 def test_no_environment_variable_reaches_the_run_folder(small_run: Path, small_config: BuildConfig) -> None:
     secrets = {"AWS_SECRET_ACCESS_KEY": CANARY, "KINEMAE_TOKEN": CANARY, "WANDB_API_KEY": CANARY}
-    ran = run_module("pretrain", str(small_run), "steps=2", "pictures.every_steps=1", **secrets)
+    words = ("-m", "pretrain", str(small_run), "steps=2", "pictures.every_steps=1")
+    ran = run_forked(*words, **secrets)
     files = [path for path in Path(small_config().run_dir).rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files}
     assert {".yaml", ".json", ".jsonl", ".safetensors", ".gif"} <= kinds

@@ -60,7 +60,8 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_with_a_checkpoint(
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("killed", [0, 1])  # the first one has the store of the stop flags
+# The first one has the store of the stop flags.
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_workers_of_a_killed_process_end_and_the_other_process_exits(
     small_run: Path, tmp_path: Path, killed: int
 ) -> None:
@@ -83,14 +84,14 @@ def test_workers_of_a_killed_process_end_and_the_other_process_exits(
 def test_a_suspended_process_makes_the_other_log_its_stacks_and_exit_with_5(
     small_run: Path, tmp_path: Path
 ) -> None:
-    limits = ("timeouts.step_s=12", "timeouts.save_s=60")
+    limits = ("timeouts.step_s=8", "timeouts.save_s=60")
     with started(tmp_path, "pretrain", str(small_run), *ENDLESS, *limits) as ranks:
         ranks.wait_until(lambda: has_done(tmp_path / "run", 2))
         loaders = loaders_of(ranks.processes[0].pid)
         ranks.processes[1].send_signal(signal.SIGSTOP)
         assert ranks.exit_code(0) == STUCK
         output = ranks.output(0)
-        assert "rank 0 on " in output and "for more than timeouts.step_s=12 seconds" in output
+        assert "rank 0 on " in output and "for more than timeouts.step_s=8 seconds" in output
         assert "waiting for another process" in output and 'train_step.py", line' in output
         wait_for_end(ranks, loaders)
 
