@@ -203,7 +203,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.nightly), 3])
 def test_ctrl_c_ends_a_command_whose_inputs_are_blocked(tmp_path: Path, workers: int):
     (tmp_path / "blocked.py").write_text(BLOCKED)
     (tmp_path / "seen").mkdir()

@@ -38,7 +38,7 @@ from tests.seeds import IS_NIGHTLY
 from tests.task_models import classification
 
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")
-SIZES = ("tiny", "small", "base") if IS_NIGHTLY else ("tiny", "small")
+SIZES = ("tiny", "small", "base") if IS_NIGHTLY else ("tiny",)
 CLASSES = 11
 
 

@@ -94,7 +94,10 @@ def settings(model_dir, validation, **views):
 
 @pytest.mark.slow
 @pytest.mark.processes
-@pytest.mark.parametrize(("world", "views"), [(2, "evaluate.temporal_clips=3"), (3, "evaluate.sliding=true")])
+@pytest.mark.parametrize(
+    ("world", "views"),
+    [pytest.param(2, "evaluate.temporal_clips=3", marks=pytest.mark.nightly), (3, "evaluate.sliding=true")],
+)
 def test_two_and_three_processes_predict_as_one_to_the_last_digit(
     model_dir, validation, index, tmp_path, world, views
 ):

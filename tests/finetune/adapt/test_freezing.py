@@ -87,7 +87,7 @@ def test_wrong_settings_are_refused_by_key(settings, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.nightly), 3])
 def test_waiting_blocks_are_bitwise_unchanged_at_every_zero_stage(common, tmp_path, stage):
     torch.manual_seed(1)
     given = Encoder(SHAPE, GRID)

@@ -103,7 +103,7 @@ def test_evaluating_the_saved_model_repeats_the_score(localization_run):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.nightly), 3])
 def test_several_processes_score_as_one(localization_run, repo, processes):
     own = read_result(localization_run)
     (localization_run / "result.json").unlink()

@@ -114,7 +114,10 @@ def test_steps_without_a_finite_gradient_are_counted_across_a_restart() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "zero_stage",
+    [0, pytest.param(1, marks=pytest.mark.nightly), pytest.param(2, marks=pytest.mark.nightly), 3],
+)
 def test_a_rollback_equals_a_run_without_the_update_of_the_spike(
     guarded: Callable[..., Path], zero_stage: int
 ) -> None:

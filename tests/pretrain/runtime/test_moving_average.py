@@ -65,7 +65,7 @@ def test_the_teacher_is_the_moving_average_of_the_float32_weights(
         torch.testing.assert_close(actual, value, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.nightly)])
 @pytest.mark.slow
 def test_a_resumed_run_has_a_bitwise_equal_teacher_and_losses(
     small_config: Callable[..., PretrainConfig],
