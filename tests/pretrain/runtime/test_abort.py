@@ -3,7 +3,6 @@
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from kinemae.data_tools.command import (
 from kinemae.data_tools.error_file import read_error_file
 from kinemae.pretrain.runtime.abort import StopSignals
 from kinemae.pretrain.runtime.processes import _rendezvous, find_processes, lost_peer
+from tests.forked import run_forked
 from tests.ranks import free_port
 
 # One of two processes, of which the other does not exist; a wait at exit takes long.
@@ -37,16 +37,9 @@ with abort_on_error(find_processes("cpu")):
 """
 
 
-def fail(repo: Path, what: str, **more: str) -> subprocess.CompletedProcess[str]:
+def fail(what: str, **more: str) -> subprocess.CompletedProcess[str]:
     variables = {**more, "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", FAILING.format(what=what)],
-        cwd=repo,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(repo), **variables},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_forked("-c", FAILING.format(what=what), check=False, **variables)
 
 
 @pytest.mark.parametrize(
@@ -67,16 +60,16 @@ def test_each_error_has_its_exit_code(error: BaseException, code: int) -> None:
 
 
 @pytest.mark.processes
-def test_an_error_ends_one_of_several_processes_immediately(repo: Path) -> None:
-    result = fail(repo, 'raise DataError("no videos")')
+def test_an_error_ends_one_of_several_processes_immediately() -> None:
+    result = fail('raise DataError("no videos")')
     assert result.returncode == 3
     assert result.stderr.count("\n") == 1 and "rank 1 ERROR no videos" in result.stderr
 
 
 @pytest.mark.processes
-def test_an_error_is_written_for_the_program_that_started_the_process(repo: Path, tmp_path: Path) -> None:
+def test_an_error_is_written_for_the_program_that_started_the_process(tmp_path: Path) -> None:
     path = tmp_path / "errors" / "rank-1.json"
-    fail(repo, 'raise DataError("no videos")', TORCHELASTIC_ERROR_FILE=str(path))
+    fail('raise DataError("no videos")', TORCHELASTIC_ERROR_FILE=str(path))
     error = read_error_file(path)
     assert error is not None and error["message"] == "DataError: no videos"
     assert (error["code"], error["lost_peer"]) == (3, False)
@@ -84,7 +77,6 @@ def test_an_error_is_written_for_the_program_that_started_the_process(repo: Path
     assert failure.timestamp == int(error["time_s"])
     assert failure.message["message"] == "DataError: no videos"
     fail(
-        repo,
         'raise RuntimeError("[/a/gloo/transport/tcp/pair.cc:5] closed by peer. This is")',
         TORCHELASTIC_ERROR_FILE=str(path),
     )
@@ -99,8 +91,8 @@ def test_an_incomplete_error_file_counts_as_absent(tmp_path: Path, text: str | N
 
 
 @pytest.mark.processes
-def test_an_unexpected_error_is_logged_with_its_traceback(repo: Path) -> None:
-    result = fail(repo, "{}['nothing']")
+def test_an_unexpected_error_is_logged_with_its_traceback() -> None:
+    result = fail("{}['nothing']")
     assert result.returncode == 1
     assert "unexpected error:" in result.stderr and "KeyError: 'nothing'" in result.stderr
 
