@@ -146,7 +146,7 @@ def test_an_error_of_a_job_is_raised_with_its_traceback():
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_a_blocked_input_times_out_and_the_others_are_done(tmp_path: Path, workers: int):
     paths = [tmp_path / f"{number}" for number in range(5)]
     for path in paths:
@@ -167,7 +167,7 @@ def test_an_endless_loop_times_out_later_than_a_blocked_read():
 
 @pytest.mark.processes
 @pytest.mark.parametrize("work", [compute_for_a_while, beat_for_a_while])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_work_that_makes_progress_does_not_time_out(work: Callable[[int], int], workers: int):
     results = list(imap(work, [7], workers=workers, on_failure=failed, timeout_s=1.5))
     assert results == [7]

@@ -76,6 +76,7 @@ def test_webdataset_alone_reads_bytes_and_labels(shards: Path, collection: Path)
     check(shards, collection, read)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_hugging_face_datasets_reads_bytes_and_labels(
     shards: Path, collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

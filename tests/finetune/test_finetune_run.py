@@ -89,6 +89,7 @@ def test_evaluating_the_saved_model_repeats_the_runs_score(scratch_run, capsys):
     assert without_time(json.loads(capsys.readouterr().out)) == own
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_two_processes_score_as_one(scratch_run):
     own = read_result(scratch_run)
@@ -132,7 +133,9 @@ def test_a_frozen_encoder_is_unchanged_and_the_head_is_trained(common, encoder, 
     assert bias_Y.abs().min() > 0
 
 
-@pytest.mark.parametrize("setting", ["engine.zero_stage=1", "optim.optimizer=muon"])
+@pytest.mark.parametrize(
+    "setting", ["engine.zero_stage=1", pytest.param("optim.optimizer=muon", marks=pytest.mark.nightly)]
+)
 def test_fine_tuning_changes_the_encoder_and_can_start_from_a_model(common, encoder, tmp_path, setting):
     run_dir = tmp_path / "whole"
     attentive = ["head.name=attentive", setting]

@@ -1,4 +1,4 @@
-"""Two hosts, shared by a module; the losses of the demo job on one process."""
+"""Two hosts, shared by a module; the losses of a small job on one process."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.conftest import demo_job
 from tests.forked import run_forked
 from tests.launch.hosts import Network, hosts_on_this_machine, why_no_hosts
 
-STEPS = 100  # enough for a kill or a preemption to occur during them
+STEPS = 120  # enough for a kill or a preemption to occur during them
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,6 +30,11 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
         yield made
 
 
+def small_job(shards: Path) -> list[str]:
+    """The demo job with small batches."""
+    return [*demo_job(shards, steps=STEPS), "batch.global_clips=8", "batch.clips_per_device=8"]
+
+
 def losses(run_dir: Path) -> list[float]:
     """The losses of a run of STEPS steps."""
     lines = list(read_jsonl(run_dir / "metrics.jsonl"))
@@ -39,9 +44,9 @@ def losses(run_dir: Path) -> list[float]:
 
 @pytest.fixture(scope="session")
 def alone(synth_shards: Path, made_once: Callable[[str, Callable[[Path], None]], Path]) -> list[float]:
-    """The losses of the demo job on one process."""
+    """The losses of the small job on one process."""
 
     def run(folder: Path) -> None:
-        run_forked("-m", *demo_job(synth_shards, steps=STEPS), f"run_dir={folder}")
+        run_forked("-m", *small_job(synth_shards), f"run_dir={folder}")
 
-    return losses(made_once("demo-alone", run))
+    return losses(made_once("small-alone", run))

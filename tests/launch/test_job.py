@@ -71,7 +71,7 @@ def test_a_dry_run_checks_the_job_and_writes_nothing(tmp_path: Path, synth_shard
     ("processes", "shards", "code", "message"),
     [
         (3, None, 2, "batch.global_clips=32 cannot be shared by 3 processes"),
-        (1, "/nowhere", 3, "no folder of shards at /nowhere"),
+        pytest.param(1, "/nowhere", 3, "no folder of shards at /nowhere", marks=pytest.mark.nightly),
     ],
 )
 def test_a_refused_job_starts_nothing(

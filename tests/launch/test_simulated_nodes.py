@@ -152,9 +152,8 @@ def test_a_failure_restarts_all_nodes_and_the_run_finishes(job: Job) -> None:
     assert read_record(Path(job.run_dir))["failure"]["host"] == "n1"
 
 
-@pytest.mark.parametrize(
-    "lost", [pytest.param(0, id="leader", marks=pytest.mark.nightly), pytest.param(2, id="other")]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("lost", [0, 2], ids=["leader", "other"])
 def test_the_others_go_on_without_a_lost_node(job: Job, lost: int) -> None:
     cluster = Cluster(job, 3, (2, 3), failing({1: {lost: "die"}}))
     cluster.run()

@@ -18,8 +18,8 @@ from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.slurm.command import SCRIPT, files_of
 from kinemae.launch.slurm.queue import CANCELLED, cancel_job, describe_job
 from kinemae.launch.status import status_of
-from tests.conftest import demo_job, run_module
-from tests.launch.conftest import STEPS, losses
+from tests.conftest import run_module
+from tests.launch.conftest import losses, small_job
 from tests.launch.controller import ask, controller, field, state, wait_for
 from tests.launch.fake_program import are_waiting, make_job, reports
 
@@ -62,7 +62,7 @@ def timed(slurm: Path, submit: Submit) -> tuple[str, Job]:
 
 def ended(job_id: str) -> str:
     """Return the state of a job after it has left the queue."""
-    wait_for(lambda: not describe_job(job_id), doing=f"the end of job {job_id}")
+    wait_for(lambda: not describe_job(job_id), seconds=300, doing=f"the end of job {job_id}")
     return state(job_id)
 
 
@@ -91,6 +91,7 @@ def test_each_task_gets_its_rank(submit: Submit) -> None:
     assert (Path(job.run_dir) / "logs" / "rank-00003.log").read_text().endswith("\nhere\n")
 
 
+@pytest.mark.nightly
 def test_a_final_failure_of_one_process_ends_all(submit: Submit) -> None:
     job_id, job = submit("0:wait=300", "wait=0.3", "exit=3")
     assert exit_code(job_id) == 3
@@ -193,7 +194,7 @@ def test_a_preempted_training_on_two_nodes_equals_one_process(
     run_dir = (
         f"run_dir={json.dumps(str(run), ensure_ascii=False)}"  # read as YAML, where ` #` begins a comment
     )
-    demo = demo_job(synth_shards, steps=STEPS)
+    demo = small_job(synth_shards)
     launch = ["launch", "slurm", "nodes=2", "--", *demo, run_dir]
     urgent_job = [
         "sbatch",

@@ -117,13 +117,13 @@ def test_a_failure_on_one_host_is_reported_once_and_ends_the_other(tmp_path: Pat
     wait_for("end of all processes", lambda: processes_of(job) == [])
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("victim", "cause", "code"),
     [
         ("lose_peer=1", "kill=SIGKILL", 137),  # gloo: an error of Python
-        # the watchdog of NCCL
-        pytest.param("kill=SIGABRT", "exit=1", 1, marks=pytest.mark.nightly),
+        ("kill=SIGABRT", "exit=1", 1),  # the watchdog of NCCL
     ],
 )
 def test_a_victim_of_a_failure_on_another_host_is_not_its_cause(

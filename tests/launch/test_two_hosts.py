@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kinemae.launch.record import read_record, saved_steps
-from tests.conftest import REPO, demo_job
-from tests.launch.conftest import STEPS, losses
+from tests.conftest import REPO
+from tests.launch.conftest import losses, small_job
 from tests.launch.fake_program import wait_for
 from tests.launch.hosts import Network
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.cluster]
 
 
 def launch(network: Network, shards: Path, run_dir: Path, *words: str) -> "subprocess.Popen[str]":
-    job = [*demo_job(shards, steps=STEPS), f"run_dir={run_dir}", "save_every_steps=5"]
+    job = [*small_job(shards), f"run_dir={run_dir}", "save_every_steps=5"]
     command = ["launch", "ssh", *network.overrides(), *words, "--", *job]
     return subprocess.Popen(
         [sys.executable, "-m", "kinemae", *command],

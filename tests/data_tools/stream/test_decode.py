@@ -200,6 +200,7 @@ def test_a_frame_that_becomes_too_large_within_the_video_is_refused(monkeypatch)
         probe(file.getvalue())
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_small_file_of_many_large_frames_stays_small_in_memory(repo):
     program = """

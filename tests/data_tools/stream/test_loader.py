@@ -202,6 +202,7 @@ def hang():
     time.sleep(600)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_samples_that_kill_or_block_a_worker_are_skipped_and_all_others_are_unchanged(synth_shards):
     folder, plan = synth_shards / "train", plan_batch(8, 8, 1, 2)

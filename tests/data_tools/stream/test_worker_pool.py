@@ -129,7 +129,7 @@ def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) 
     return caplog
 
 
-@pytest.mark.parametrize("workers", [1, 3, 20])
+@pytest.mark.parametrize("workers", [1, 3, pytest.param(20, marks=pytest.mark.nightly)])
 @pytest.mark.slow
 def test_items_come_in_order_with_any_number_of_workers(workers: int) -> None:
     items = list(pool_of(Numbers(), workers=workers))
@@ -167,9 +167,9 @@ class Counting(ItemReader[int]):
     [
         (die, "was killed by SIGKILL"),
         (crash, "was killed by SIGSEGV"),
-        (leave, "left with exit code 7"),
+        pytest.param(leave, "left with exit code 7", marks=pytest.mark.nightly),
         (hang, "did nothing for data.timeout_s=5 seconds"),
-        (stop, "did nothing for data.timeout_s=5 seconds"),
+        pytest.param(stop, "did nothing for data.timeout_s=5 seconds", marks=pytest.mark.nightly),
     ],
 )
 def test_the_sample_that_kills_or_blocks_a_worker_is_skipped_and_all_others_are_read(
@@ -187,6 +187,7 @@ def test_the_sample_that_kills_or_blocks_a_worker_is_skipped_and_all_others_are_
     assert wait_until(lambda: processes_alive() == [])
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_two_bad_samples_of_one_item_are_both_skipped(warnings: pytest.LogCaptureFixture) -> None:
     pool = pool_of(Numbers({3: crash, 5: hang, 20: die}), timeout_s=5.0)

@@ -153,6 +153,7 @@ def test_a_program_of_torch_export_is_equal_and_its_number_of_clips_may_be_fixed
         fixed(clips[:3, :, :4])
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_attention_patterns_are_constants_in_onnx(tmp_path):
     windowed = Component(name="windowed", args={"window": [2, 2, 2]})
@@ -187,6 +188,7 @@ def test_a_detector_of_segments_is_exported(tmp_path):
     assert (scores - kinemae.load(tuned).scores(clips)).abs().max() < 1e-5
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_model_that_prunes_and_merges_keeps_a_fixed_number_of_tokens_in_onnx(tmp_path, capsys):
     pruned = TokenReduction(pruning=Component(name="motion", args={"threshold": 4.0}))

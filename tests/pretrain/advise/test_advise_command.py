@@ -125,6 +125,7 @@ def test_steps_that_fail_are_one_line(tmp_path):
         measure_speed(config, 10**6, device="cpu")
 
 
+@pytest.mark.nightly
 def test_settings_for_the_whole_run_and_unreadable_videos_do_not_stop_the_measured_steps(tmp_path):
     """The clips of so large a model would be measured one at a time, which the target cannot compare."""
     config = config_of_unreadable_videos(

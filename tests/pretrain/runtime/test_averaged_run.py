@@ -40,7 +40,7 @@ def losses(config: PretrainConfig) -> list[float]:
     return [line["loss"] for line in read_metrics(Path(config.run_dir) / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.nightly), 3])
 def test_evaluation_and_export_use_the_average_of_all_steps(
     small_config: Callable[..., PretrainConfig],
     tmp_path: Path,

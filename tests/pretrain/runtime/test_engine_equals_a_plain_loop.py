@@ -93,7 +93,7 @@ DEEPSPEED = with_a_launcher(
     [
         pytest.param(ONE, ["engine.zero_stage=0"], id="one process, ZeRO 0"),
         pytest.param(ONE, ["engine.zero_stage=1", "batch.clips_per_device=1"], id="ZeRO 1, 4 accumulated"),
-        pytest.param(TORCHRUN, ["engine.zero_stage=0"], id="torchrun 2, ZeRO 0"),
+        pytest.param(TORCHRUN, ["engine.zero_stage=0"], id="torchrun 2, ZeRO 0", marks=pytest.mark.nightly),
         pytest.param(
             TWO,
             ["engine.zero_stage=3", "batch.clips_per_device=1"],

@@ -71,8 +71,9 @@ def test_no_step_of_a_recipe_waits_for_the_device(synth_shards: Path, tmp_path: 
     assert_no_waits(found)
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
-@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.nightly), 1])
+@pytest.mark.parametrize("stage", [0, 1])
 def test_no_step_of_two_processes_waits_for_the_device(
     synth_shards: Path, tmp_path: Path, stage: int
 ) -> None:

@@ -234,6 +234,7 @@ def test_save_to_is_a_prefix_of_a_bucket(small_config: Callable[..., PretrainCon
         small_config(f"save_to={value}")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.processes
 def test_two_processes_killed_in_an_upload_continue_with_equal_losses(

@@ -55,6 +55,7 @@ def go_on(small_run: Path, run_dir: Path, world: int, *overrides: str) -> None:
     assert [rank.returncode for rank in ranks] == [0] * world, outputs
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.processes
 def test_a_killed_run_continues_with_any_number_of_processes_and_zero_stage(

@@ -80,6 +80,7 @@ def test_workers_of_a_killed_process_end_and_the_other_process_exits(
         wait_for_end(ranks, [loader for ours in loaders for loader in ours])
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_a_suspended_process_makes_the_other_log_its_stacks_and_exit_with_5(
     small_run: Path, tmp_path: Path
