@@ -96,6 +96,7 @@ def test_an_empty_data_set_is_named(folder: Path):
         open_index(folder)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_opening_reads_no_rows(repo: Path):
     words = ("-m", "tests.benchmarks.index", "--samples", "300000")

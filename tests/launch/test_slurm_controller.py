@@ -100,6 +100,7 @@ def test_a_final_failure_of_one_process_ends_all(submit: Submit) -> None:
     assert "rank 1 on n2 failed: the data cannot be used (exit code 3)" in log_of(job_id, job)
 
 
+@pytest.mark.nightly
 def test_a_crash_restarts_in_the_same_allocation_on_another_port(submit: Submit) -> None:
     job_id, job = submit("1:wait_for=waiting", "1:once=kill=SIGKILL", "0:once=wait=300")
     assert exit_code(job_id) == 0

@@ -210,6 +210,7 @@ def test_a_run_goes_on_without_its_launcher_and_is_cancelled(tmp_path: Path, net
     assert read_record(run_dir)["code"] == 75 and processes_of(job) == []
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_an_unreachable_host_is_named(tmp_path: Path, network: Network) -> None:
     job = make_job(tmp_path, "exit=0")

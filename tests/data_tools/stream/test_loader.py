@@ -252,6 +252,7 @@ mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_a_container_with_little_shared_memory_works(synth_shards, repo, tmp_path):
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:

@@ -385,6 +385,7 @@ def test_ctrl_c_ends_the_program_at_once_with_its_workers() -> None:
     assert wait_until(lambda: not any(runs(pid) for pid in pids))
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_a_program_that_ends_early_ends_with_its_workers() -> None:
     process, pids = start("one = Prefetcher(pool, dict); next(one); raise SystemExit(5)")

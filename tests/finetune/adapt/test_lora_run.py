@@ -63,6 +63,7 @@ def test_checkpoints_have_no_moments_of_base_weights(lora_run):
     assert all("lora_" in name or name.startswith("exp_avg/head.") for name in moments)
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_a_resumed_run_equals_the_unbroken_one(lora_run, common, encoder, tmp_path):  # noqa: F811
     resumed = tmp_path / "resumed"

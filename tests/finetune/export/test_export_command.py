@@ -133,6 +133,7 @@ def check_card(card: str) -> None:
     assert code is not None and "onnxruntime" in code[1]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_program_of_torch_export_is_equal_and_its_number_of_clips_may_be_fixed(tmp_path, capsys):
     shape = replace(SHAPE, registers=1, qk_norm=True, positions=Component(name="rotary"))

@@ -245,6 +245,7 @@ def test_a_folder_without_encoder_is_rejected(data, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_two_processes_and_a_killed_command_give_the_same_features(linear_run, encoder, data, tmp_path):
     run = [f"encoder={encoder}", *data, "features.layers=[0,-1]", "grid={lr: [1e-2], weight_decay: [0.0]}"]

@@ -55,6 +55,7 @@ def test_all_trials_run_to_the_first_rung_and_the_best_to_the_end(sweep_dir, syn
     assert chosen.data.validation == str(synth_shards / "validation")
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_a_trial_that_paused_equals_an_unbroken_run(sweep_dir, tmp_path):
     number = json.loads((sweep_dir / "results.json").read_text())["best"]

@@ -286,6 +286,7 @@ def board(run_dir):
     return {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in names}
 
 
+@pytest.mark.nightly
 def test_after_a_rollback_history_and_best_model_are_those_of_the_loaded_checkpoint(
     run, spike, tmp_path, monkeypatch
 ):

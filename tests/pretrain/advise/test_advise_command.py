@@ -100,6 +100,7 @@ def test_the_advice_repeats_and_its_config_trains(synth_shards, repo, tmp_path, 
     assert [line["step"] for line in read_jsonl(run_dir / "metrics.jsonl")] == [0, 1]
 
 
+@pytest.mark.nightly
 def test_the_speed_is_measured_by_a_few_steps(synth_shards, tmp_path, capsys):
     out = tmp_path / "advised.yaml"
     given = ["data.num_workers=0", "clip.frames=2", "batch.global_clips=4", *SMALL]

@@ -21,6 +21,7 @@ def keys_of(found: dict[int, list[str]], steps: range) -> list[str]:
     return [key for step in steps for key in found[step]]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.processes
 def test_a_run_continues_with_the_tars_that_are_not_done_on_another_number_of_processes(
