@@ -1,4 +1,4 @@
-# Every target installs .venv first if it is missing. `make demo` runs the whole chain, `make test` all tests.
+# Every target installs .venv first if it is missing. `make demo` runs the whole chain, `make test` the tests of CI.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/kinemae
@@ -53,7 +53,8 @@ quick: install
 test: install
 	$(PYTEST)
 
-# All tests, with the date as random seed, ten times the examples and longer fault injection: about an hour.
+# All tests, also those marked nightly, with the date as random seed, ten times the examples and longer fault
+# injection: over an hour.
 ifndef TEST_SEED
 TEST_SEED := $(shell date +%Y%m%d)
 endif
