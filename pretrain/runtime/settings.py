@@ -226,9 +226,6 @@ class EngineConfig:
         require(is_known, "engine.grad_reduce_dtype", "be auto, fp32 or bf16", self.grad_reduce_dtype)
         is_known = self.compile in ("auto", "true", "false")
         require(is_known, "engine.compile", "be auto, true or false", self.compile)
-        can_compile = self.compile != "true" or self.zero_stage < 3
-        why = "be auto or false at engine.zero_stage=3, which gathers weights inside a block"
-        require(can_compile, "engine.compile", why, self.compile)
         require(self.bucket_mb >= 1, "engine.bucket_mb", "be at least 1", self.bucket_mb)
         require(self.cpu_threads >= 0, "engine.cpu_threads", "be 0 (automatic) or more", self.cpu_threads)
 
