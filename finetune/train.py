@@ -19,7 +19,7 @@ from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.orders.base import Order, build_order
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.mixture import Source
-from kinemae.data_tools.stream.order import BatchPlan, plan_batch
+from kinemae.data_tools.stream.order import BatchPlan, plan_batch, process_counts
 from kinemae.data_tools.stream.training_clips import RunClips, sample_order
 from kinemae.finetune.adapt.freezing import starts_at
 from kinemae.finetune.adapt.layer_decay import layer_scale
@@ -113,6 +113,7 @@ class PreparedRun:
             "steps": self.steps,
             "global_clips": plan.global_clips,
             "processes": plan.world,
+            "process_counts": process_counts(partial(_plan_batch, config), plan.world),
             "clips_per_process_at_once": plan.micro_clips,
             "accumulation": plan.accumulation,
             "tokens": tokens,
@@ -240,15 +241,14 @@ def _check_settings(config: FinetuneConfig, processes: Processes) -> BatchPlan:
     is_packed = config.token_reduction.is_packed
     check_engine(config.engine, processes, _block_settings(config))
     check_adapters(config.adapt, zero_stage=config.engine.zero_stage, is_packed=is_packed)
-    return plan_batch(
-        config.batch.global_clips,
-        config.batch.clips_per_device,
-        processes.world,
-        config.mix.group_size(config.data.views_per_video),
-        unit="2 x data.views_per_video (mix takes two videos)"
-        if config.mix.is_on
-        else "data.views_per_video",
-    )
+    return _plan_batch(config, processes.world)
+
+
+def _plan_batch(config: FinetuneConfig, world: int) -> BatchPlan:
+    views = config.mix.group_size(config.data.views_per_video)
+    is_mixed = "2 x data.views_per_video (mix takes two videos)"
+    unit = is_mixed if config.mix.is_on else "data.views_per_video"
+    return plan_batch(config.batch.global_clips, config.batch.clips_per_device, world, views, unit=unit)
 
 
 def _block_settings(config: FinetuneConfig) -> BlockSettings:

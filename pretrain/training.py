@@ -19,7 +19,7 @@ from kinemae.data_tools.stream.augment import NO_AUGMENTATION
 from kinemae.data_tools.stream.frame_sampling import check_stride
 from kinemae.data_tools.stream.loader import Annotate, EvaluationItem, TrainingClips
 from kinemae.data_tools.stream.mixture import Mixture, SeveralSets, data_sets, open_source
-from kinemae.data_tools.stream.order import BatchPlan, plan_batch
+from kinemae.data_tools.stream.order import BatchPlan, plan_batch, process_counts
 from kinemae.data_tools.stream.streamed_clips import StreamedClips
 from kinemae.data_tools.stream.tar_list import TarList, is_tars, open_tars
 from kinemae.data_tools.stream.training_clips import RunClips, sample_order
@@ -93,6 +93,7 @@ class Plan:
             "epochs": self._epochs(),
             "global_clips": self.batch.global_clips,
             "processes": self.batch.world,
+            "process_counts": process_counts(self._plan_batch, self.batch.world),
             "clips_per_process_at_once": self.batch.micro_clips,
             "accumulation": self.batch.accumulation,
             "tokens": grid.tokens,
@@ -103,6 +104,9 @@ class Plan:
             "encoder_parameters": sum(parameter.numel() for parameter in self.model.encoder.parameters()),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
+
+    def _plan_batch(self, world: int) -> BatchPlan:
+        return _plan_batch(self.config, world, is_compared=self.model.target.uses_global_batch)
 
     def _epochs(self) -> float | dict[str, float] | None:
         """Number of epochs; in a mixture, of each set; None without an index."""
@@ -130,7 +134,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     check_engine(config.engine, processes, block_settings(config))
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
     components = build_components(config, grid)
-    batch = _plan_batch(config, world=processes.world, is_compared=components.target.uses_global_batch)
+    batch = _plan_batch(config, processes.world, is_compared=components.target.uses_global_batch)
     order = build_order(config.data.order)
     index, run_dir = _open_data(config, processes), Path(config.run_dir)
     sample_order(order, index, batch.global_clips // config.data.views_per_video)  # type: ignore[arg-type]
@@ -171,7 +175,7 @@ def _parts_by_progress(config: PretrainConfig, components: Components) -> list[s
     return [key for key, follows in parts.items() if follows]
 
 
-def _plan_batch(config: PretrainConfig, *, world: int, is_compared: bool) -> BatchPlan:
+def _plan_batch(config: PretrainConfig, world: int, *, is_compared: bool) -> BatchPlan:
     """Divide the global batch; if its clips are compared with each other, each process takes all at once."""
     clips, at_once = config.batch.global_clips, config.batch.clips_per_device
     batch = plan_batch(clips, at_once, world=world, views=config.data.views_per_video)

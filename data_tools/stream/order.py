@@ -6,7 +6,8 @@ processes, workers or accumulation steps. So the state of the data stream is the
 A mixture of data sets has no epochs: each of its data sets has its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -145,6 +146,19 @@ def plan_batch(
         f"choose batch.global_clips as a multiple of {world} x {views} = {world * views} "
         f"and batch.clips_per_device as at least {views}"
     )
+
+
+def process_counts(plan: Callable[[int], BatchPlan], most: int) -> list[int]:
+    """The numbers of processes, at most `most`, that can share the global batch.
+
+    Args:
+        plan: divides the batch, and raises a `ValueError` if a number of processes cannot share it.
+    """
+    counts = []
+    for count in range(1, most + 1):
+        with suppress(ValueError):
+            counts.append(plan(count).world)
+    return counts
 
 
 @lru_cache(maxsize=4096)

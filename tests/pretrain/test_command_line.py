@@ -229,7 +229,7 @@ def test_a_dry_run_prints_the_counts_and_writes_nothing(
     assert counts["samples"] == 40 and counts["epochs"] == 4.0  # 10 steps of 32 clips, 2 clips per video
     assert (counts["tokens"], counts["visible_tokens"], counts["predicted_tokens"]) == (64, 32, 16)
     assert (counts["processes"], counts["clips_per_process_at_once"], counts["accumulation"]) == (1, 32, 1)
-    assert counts["continues"] is False
+    assert counts["process_counts"] == [1] and counts["continues"] is False
     assert not (tmp_path / "run").exists()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kinemae.data_tools.components import Component, component_names
 from kinemae.data_tools.orders.base import Order, OrderFacts, build_order
 from kinemae.data_tools.orders.blocks import BlockOrder
-from kinemae.data_tools.stream.order import place_of, plan_batch, sample_at
+from kinemae.data_tools.stream.order import place_of, plan_batch, process_counts, sample_at
 from tests.default_components import build_default
 from tests.seeds import examples
 
@@ -158,3 +158,8 @@ def test_an_unknown_order_and_partitions_that_do_not_divide_a_step_are_errors():
         r"fix: data.order.args.partitions=6, or null",
     ):
         BlockOrder(partitions=8).check(facts_of(100, 12))
+
+
+def test_the_numbers_of_processes_that_can_share_a_batch_are_listed() -> None:
+    assert process_counts(lambda world: plan_batch(24, 8, world, 1), 9) == [1, 2, 3, 4, 6, 8]
+    assert process_counts(lambda world: plan_batch(24, 8, world, 4), 9) == [1, 2, 3, 6]
