@@ -85,26 +85,30 @@ class Command:
     """A subcommand: positional arguments, then overrides.
 
     Attributes:
-        run: called with the parsed arguments. Expected errors become one line and an exit code. Slow
-            imports belong inside, see `lazy`, so that `--help` and usage errors are fast.
+        run: called with the parsed arguments; returns the exit code, None for 0. Expected errors become one
+            line and an exit code. Slow imports belong inside, see `lazy`, so that `--help` and usage errors
+            are fast.
         positionals: (name, help) pairs.
         optional: (name, help) of an optional last positional; None if an override is in its place.
         options: (flag, help) pairs of on/off switches.
-        value_options: (flag, placeholder, help) of options with a value; the default is None.
+        value_options: (flag, placeholder, help) of options with a value; the default is None. A placeholder
+            that ends with `...` is that of an option which may be repeated; its value is a list.
         variadic: (name, help) of a last positional with one or more values, instead of overrides.
         takes_overrides: whether `key=value` arguments may follow.
+        takes_job: whether the command line of a job follows `--`; it becomes `arguments.job`.
     """
 
     name: str
     help: str
     example: str
-    run: Callable[[argparse.Namespace], None]
+    run: Callable[[argparse.Namespace], int | None]
     positionals: Sequence[tuple[str, str]] = ()
     optional: tuple[str, str] | None = None
     options: Sequence[tuple[str, str]] = ()
     value_options: Sequence[tuple[str, str, str]] = ()
     variadic: tuple[str, str] | None = None
     takes_overrides: bool = True
+    takes_job: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +129,8 @@ def run_program(program: Program, argv: Sequence[str] | None = None) -> int:
     configure_logging()
     try:
         arguments = parse_arguments(program, sys.argv[1:] if argv is None else list(argv))
-        arguments.run(arguments)
-        return 0
+        code: int | None = arguments.run(arguments)
+        return code or 0
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code_of(error)
         write_error_file(error, code, lost_peer=False)
@@ -178,6 +182,8 @@ def parse_arguments(program: Program, argv: list[str]) -> argparse.Namespace:
     named = {command.name: command for command in program.commands if command.name}
     unnamed = next((command for command in program.commands if not command.name), None)
     first = next((word for word in argv if not word.startswith("-")), None)
+    chosen = named.get(first or "", unnamed)
+    argv, job = _split_job(argv, chosen)
     if unnamed is not None and first not in named:
         _describe(parser, unnamed)
         parser.epilog = "\n".join([parser.epilog or "", *_other_commands(program.name, named)])
@@ -191,14 +197,22 @@ def parse_arguments(program: Program, argv: list[str]) -> argparse.Namespace:
             continue  # added by the deepspeed launcher; LOCAL_RANK is used instead
         parse_override(stray)  # raises an error for an override with dashes
         arguments.overrides.append(stray)
-    chosen = named.get(first or "", unnamed)
     if chosen is not None and not chosen.takes_overrides and arguments.overrides:
         raise ConfigError(f"expected no further arguments, got {arguments.overrides[0]!r}")
     _reject_wrong_order(arguments, chosen)
     if chosen is not None and chosen.optional is not None:
         _separate_override(arguments, chosen.optional[0])
     check_overrides(arguments.overrides)
+    arguments.job = job
     return arguments
+
+
+def _split_job(argv: list[str], command: Command | None) -> tuple[list[str], list[str]]:
+    """Separate the command line of a job, which follows `--`."""
+    if command is None or not command.takes_job or "--" not in argv:
+        return argv, []
+    place = argv.index("--")
+    return argv[:place], argv[place + 1 :]
 
 
 def _separate_override(arguments: argparse.Namespace, optional: str) -> None:
@@ -210,13 +224,18 @@ def _separate_override(arguments: argparse.Namespace, optional: str) -> None:
 
 
 def _reject_wrong_order(arguments: argparse.Namespace, command: Command | None) -> None:
-    """Reject an override before the config, and an option without its dashes."""
+    """Reject an override before the config, a job without `--`, and an option without its dashes."""
     given = getattr(arguments, "config", None) or ""  # None: an optional config that is not given
     bare = next((word for word in arguments.overrides if "=" not in word), None)
     if bare is not None and is_override(given):
         raise ValueError(
             f"expected a config file first, got the override {given!r}; "
             f"fix: write {bare} {shlex.quote(given)}"
+        )
+    if bare is not None and bare.isidentifier() and command is not None and command.takes_job:
+        raise ConfigError(
+            f"expected an override of the form key=value, or a job after --, got {bare!r}; "
+            "fix: write -- before the job, as in -- pretrain CONFIG"
         )
     flags = [flag for flag, _ in command.options] if command else []
     if bare is not None and f"--{bare}" in flags:
@@ -241,7 +260,8 @@ def _describe(parser: argparse.ArgumentParser, command: Command) -> None:
     for flag, text in command.options:
         parser.add_argument(flag, help=text, action="store_true")
     for flag, placeholder, text in command.value_options:
-        parser.add_argument(flag, help=text, metavar=placeholder)
+        action = "append" if placeholder.endswith("...") else "store"
+        parser.add_argument(flag, help=text, metavar=placeholder.removesuffix(" ..."), action=action)
     if command.variadic:
         parser.add_argument(command.variadic[0], help=command.variadic[1], nargs="+")
         parser.set_defaults(overrides=[])

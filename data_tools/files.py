@@ -13,6 +13,9 @@ from typing import IO, Any
 
 from kinemae.data_tools import heartbeat
 
+COMMIT = "KINEMAE_COMMIT"
+"""Variable with the commit of code that `kinemae launch` has copied out of its repository."""
+
 _BLOCK = 1 << 20
 _READ_AT_ONCE = 64 << 20  # Linux reads at most 2 GiB less a page at once
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
@@ -158,7 +161,7 @@ def commit_of_code() -> str | None:
     """The git commit of the running code; None outside a checkout, such as an environment in a repository."""
     root = Path(__file__).resolve().parents[1]
     if not (root / "pyproject.toml").is_file():
-        return None
+        return os.environ.get(COMMIT)
     try:
         command = ["git", "describe", "--always", "--dirty"]
         ran = subprocess.run(command, cwd=root, capture_output=True, text=True)

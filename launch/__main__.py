@@ -3,88 +3,134 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from kinemae.data_tools.exit_codes import EXIT_CONFIG
-from kinemae.data_tools.overrides import ConfigError
+from kinemae.data_tools.command import Command, Program, run_program
 from kinemae.launch.job import JobRefused
 
-# The module whose `add_to` registers each command.
-COMMANDS = {
-    "local": "local",
-    "ssh": "ssh",
-    "slurm": "slurm.command",
-    "k8s": "k8s.command",
-    "doctor": "doctor.command",
-    "plan": "plan.command",
-    "status": "status",
-    "logs": "status",
-    "cancel": "status",
-}
-_ABOUT = "Start and supervise trainings on this machine, on hosts by ssh, on Slurm or on Kubernetes."
-_EPILOG = """examples:
-  kinemae launch local processes=2 -- pretrain CONFIG run_dir=RUN
-  kinemae launch ssh CLUSTER.yaml -- pretrain CONFIG run_dir=RUN
-  kinemae launch status RUN"""
+_CLUSTER = ("cluster", "a cluster file, or a name that `kinemae configs` lists")
+_RUN = ("run_dir", "the run folder, or k8s:NAMESPACE/KIND/NAME where it is not visible")
+_DRY_RUN = ("--dry-run", "check and print what would run; start nothing")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Parse and run; print expected errors as one line and return their exit code."""
-    try:
-        arguments = parse(argv)
-        code = arguments.run(arguments)
-        assert isinstance(code, int)
-        return code
-    except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_CONFIG
-    except JobRefused as error:
-        sys.stderr.write(f"{error}\n")
-        return error.code
-    except BrokenPipeError:  # as in `launch logs RUN | head`
-        sys.stderr.close()
-        return 0
+def _run(module: str, function: str, *given: str) -> Callable[[argparse.Namespace], int]:
+    """A `run` function that imports its module when it is called."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        try:
+            called = getattr(importlib.import_module(f"kinemae.launch.{module}"), function)
+            code: int = called(*given, arguments)
+            return code
+        except JobRefused as refused:  # its text is the log of the dry run
+            sys.stderr.write(f"{refused}\n")
+            return refused.code
+
+    return run
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; `job` holds the words after `--`, `words` the positional ones before.
-
-    Raises:
-        ValueError: an unknown option, or a job after a command that starts none.
-    """
-    own, job = list(argv), []
-    if "--" in own:
-        place = own.index("--")
-        own, job = own[:place], own[place + 1 :]
-    arguments, unknown = parser(own[0] if own else "").parse_known_args(own)
-    for word in unknown:
-        takes_words = hasattr(arguments, "words")
-        if word.startswith("-") or not takes_words:
-            is_key = takes_words and word.startswith("--")
-            hint = f"; keys have no dashes: {word[2:].partition('=')[0]}=..." if is_key else ""
-            raise ConfigError(
-                f"unknown argument {word!r}{hint}; fix: see kinemae launch {own[0]} --help for all arguments"
-            )
-        arguments.words.append(word)
-    if job and not getattr(arguments, "takes_job", False):
-        raise ConfigError(f"kinemae launch {own[0]} starts no job; fix: remove the words from -- on")
-    arguments.job = job
-    return arguments
-
-
-def parser(first: str = "") -> argparse.ArgumentParser:
-    """Build the parser of one command, or of all if `first` is none of them: each import takes time."""
-    whole = argparse.ArgumentParser(
-        prog="kinemae launch",
-        description=_ABOUT,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _launcher(name: str, run: Callable[[argparse.Namespace], int], text: str, example: str) -> Command:
+    """A command that starts a job on one kind of cluster."""
+    return Command(
+        name=name,
+        help=text,
+        example=f"kinemae launch {name} {example}",
+        run=run,
+        optional=_CLUSTER,
+        options=[_DRY_RUN],
+        takes_job=True,
     )
-    parsers = whole.add_subparsers(required=True, metavar="COMMAND")
-    for module in [COMMANDS[first]] if first in COMMANDS else dict.fromkeys(COMMANDS.values()):
-        importlib.import_module(f"kinemae.launch.{module}").add_to(parsers)
-    return whole
+
+
+PROGRAM = Program(
+    name="launch",
+    description="Start and supervise trainings on this machine, on hosts by ssh, on Slurm or on Kubernetes.",
+    commands=[
+        _launcher(
+            "local",
+            _run("cluster", "run_start", "local:LocalCluster"),
+            "run a training as several processes on this machine, with restarts after crashes",
+            "processes=2 -- pretrain CONFIG run_dir=RUN seed=1",
+        ),
+        _launcher(
+            "ssh",
+            _run("cluster", "run_start", "ssh:SshCluster"),
+            "run a training on several hosts by ssh, with restarts on the reachable hosts after crashes",
+            "CLUSTER.yaml -- pretrain CONFIG run_dir=RUN",
+        ),
+        _launcher(
+            "slurm",
+            _run("cluster", "run_start", "slurm.cluster:SlurmCluster"),
+            "submit a training as a batch job to a Slurm cluster",
+            "CLUSTER.yaml nodes=4 -- pretrain CONFIG run_dir=RUN",
+        ),
+        _launcher(
+            "k8s",
+            _run("k8s.kubectl", "run_k8s"),
+            "create a job on a Kubernetes cluster as a TrainJob or JobSet; paths are those inside the pods",
+            "CLUSTER.yaml --dry-run -- pretrain CONFIG run_dir=/runs/a > job.yaml",
+        ),
+        Command(
+            name="doctor",
+            help="check every node before a run: versions, GPUs, network, process groups, shared folders",
+            example="kinemae launch doctor slurm CLUSTER.yaml -- pretrain CONFIG run_dir=RUN",
+            run=_run("doctor.nodes", "run_doctor"),
+            positionals=[("kind", "kind of the cluster file: local, ssh or slurm")],
+            optional=_CLUSTER,
+            options=[
+                ("--json", "print results and reports as JSON"),
+                ("--dry-run", "print the probes' commands; start nothing"),
+            ],
+            value_options=[
+                ("--run-dir", "DIR", "a folder that all nodes share and write to; default: that of the job"),
+                ("--shards", "DIR ...", "a data set that all nodes read; repeatable"),
+            ],
+            takes_job=True,
+        ),
+        Command(
+            name="plan",
+            help="estimate the memory of a run, and predict its time; nothing is started",
+            example="kinemae launch plan videomae_base nodes=2 device=h200",
+            run=_run("plan.command", "run_plan"),
+            positionals=[("config", "a config file, or a name that `kinemae configs` lists")],
+            options=[("--json", "print the plan as JSON")],
+        ),
+        Command(
+            name="status",
+            help="show whether a run is alive, where, and its progress",
+            example="kinemae launch status RUN",
+            run=_run("status", "run_status"),
+            positionals=[_RUN],
+            options=[("--json", "print JSON")],
+            takes_overrides=False,
+        ),
+        Command(
+            name="logs",
+            help="print the log of a process of a run",
+            example="kinemae launch logs RUN --rank 3 --follow",
+            run=_run("status", "run_logs"),
+            positionals=[_RUN],
+            options=[("--follow", "print new lines until the run has ended")],
+            value_options=[
+                ("--rank", "N", "rank of the process; default 0"),
+                ("--lines", "N", "number of last lines; default 50"),
+            ],
+            takes_overrides=False,
+        ),
+        Command(
+            name="cancel",
+            help="stop a run with a checkpoint; it can be resumed",
+            example="kinemae launch cancel RUN",
+            run=_run("status", "run_cancel"),
+            positionals=[_RUN],
+            takes_overrides=False,
+        ),
+    ],
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(PROGRAM, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

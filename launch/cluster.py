@@ -1,12 +1,23 @@
-"""Commands of `kinemae launch`, and cluster files: a YAML file, then `a.b=c` overrides, as all configs."""
+"""Cluster files, a YAML file and `a.b=c` overrides as all configs; and the start of a job on a cluster."""
 
 import argparse
+import importlib
+import shutil
+import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from kinemae.data_tools.config_files import find_config
-from kinemae.data_tools.overrides import ConfigError, check_overrides
+from kinemae.data_tools.exit_codes import EXIT_CONFIG, EXIT_CRASHED
+from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.overrides import ConfigError, require
+from kinemae.launch.job import Job, config_index, plan_text, prepare_job, write_job
+from kinemae.launch.record import Record, lock_run
+from kinemae.launch.slurm.queue import refuse_queued
+from kinemae.launch.supervisor.policy import PolicyConfig
 
 Cluster = TypeVar("Cluster")
 
@@ -17,9 +28,6 @@ def read_cluster(schema: type[Cluster], file: str | Path | None, overrides: Sequ
     Args:
         schema: a config dataclass.
         file: a YAML file, or the name of one in `configs/cluster`; None for defaults and overrides alone.
-
-    Raises:
-        ValueError: see `load_config`.
     """
     from kinemae.data_tools.config import load_config  # imports omegaconf, which --help does not need
 
@@ -27,40 +35,113 @@ def read_cluster(schema: type[Cluster], file: str | Path | None, overrides: Sequ
     return load_config(schema, path, overrides)
 
 
-def add_command(parsers: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    """Register a subcommand with its help and examples."""
-    parser = parsers.add_parser(
-        name,
-        help=text,
-        description=text,
-        epilog=f"examples:\n{example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    assert isinstance(parser, argparse.ArgumentParser)
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig(ABC):
+    """A kind of cluster on which `launch` starts agents, with the keys that all of them have.
 
-
-def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the positional arguments `[CLUSTER] [a.b=c ...]`, which `split_words` separates."""
-    parser.add_argument(
-        "words",
-        nargs="*",
-        default=[],
-        metavar="CLUSTER a.b=c",
-        help="a cluster file, or a name that `kinemae configs` lists, then overrides of its keys",
-    )
-
-
-def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Separate the cluster file from the overrides; the file comes first and contains no `=`.
-
-    Raises:
-        ValueError: a word after the first is not an override.
+    Attributes:
+        environment: variables of each process.
+        container: command prefix of each agent, as in [apptainer, exec, --nv, IMAGE].
+        python: the interpreter of agents and processes; None for the current one.
+        KIND: name of the command.
     """
-    file = words[0] if words and "=" not in words[0] else None
-    overrides = list(words[1:] if file else words)
-    program = next((word for word in words if word in ("pretrain", "finetune")), None)
-    if program:
-        raise ConfigError(f"expected -- before the job; fix: kinemae launch ... -- {program} CONFIG")
-    check_overrides(overrides)
-    return file, overrides
+
+    environment: dict[str, str] = field(default_factory=dict)
+    container: list[str] = field(default_factory=list)
+    python: str | None = None
+
+    KIND: ClassVar[str]
+
+    @abstractmethod
+    def world(self) -> int:
+        """The number of processes."""
+
+    @abstractmethod
+    def policy(self) -> dict[str, Any]:
+        """The values of `PolicyConfig` that differ from its defaults."""
+
+    def files(self, job: Job) -> dict[Path, str]:
+        """Further files of the run folder, which `start` writes."""
+        return {}
+
+    @abstractmethod
+    def commands(self, job: Job) -> dict[str, list[str]]:
+        """The commands of a launch by the host that runs each, for a dry run; the first is that of `run`."""
+
+    @abstractmethod
+    def run(self, job: Job) -> int:
+        """Run the job to its end, or submit it; return the exit code."""
+
+    def agent_command(self, job: Job, *options: str) -> list[str]:
+        """The command that starts an agent, with the command prefix of a container."""
+        script = job.script("supervisor/agent.py")
+        return [*self.container, job.python, "-P", script, str(job.path), *options]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(PolicyConfig, ClusterConfig):
+    """Keys of `launch local` and `launch ssh` cluster files, with those of `PolicyConfig`."""
+
+    def __post_init__(self) -> None:
+        require(self.max_restarts >= 0, "max_restarts", "be 0 or more", self.max_restarts)
+        for key in ("grace_s", "stop_s", "host_wait_s"):
+            require(getattr(self, key) > 0, key, "be more than 0 seconds", getattr(self, key))
+        limit_s = self.heartbeat_timeout_s
+        require(limit_s >= 5, "heartbeat_timeout_s", "be at least 5 (an agent beats once a second)", limit_s)
+
+    @abstractmethod
+    def slots(self) -> dict[str, int]:
+        """The most processes of each host, in order; the first host has the store."""
+
+    @abstractmethod
+    def on_host(self, host: str, words: Sequence[str]) -> list[str]:
+        """The command that executes `words` on a host."""
+
+    def world(self) -> int:
+        return sum(self.slots().values())
+
+    def policy(self) -> dict[str, Any]:
+        return {one.name: getattr(self, one.name) for one in fields(PolicyConfig)}
+
+
+def run_start(schema: str, arguments: argparse.Namespace) -> int:
+    """Run `launch local`, `ssh` or `slurm`; `schema` is MODULE:CLASS of the cluster file."""
+    config_index(arguments.job)  # refuses a wrong job before slow imports
+    module, _, name = schema.partition(":")
+    kind: type[ClusterConfig] = getattr(importlib.import_module(f"kinemae.launch.{module}"), name)
+    return start(read_cluster(kind, arguments.cluster, arguments.overrides), arguments)
+
+
+def start(cluster: ClusterConfig, arguments: argparse.Namespace) -> int:
+    """Check and freeze the job, run or submit it, and return the exit code."""
+    job = prepare_job(
+        arguments.job,
+        cluster.environment,
+        python=cluster.python or sys.executable,
+        world_size=cluster.world(),
+        trains_here=cluster.KIND == "local",
+    )
+    job = replace(job, policy=cluster.policy())
+    files, commands = cluster.files(job), cluster.commands(job)
+    if arguments.dry_run:
+        sys.stdout.write(plan_text(job, cluster.world(), files, commands))
+        return 0
+    program = next(iter(commands.values()))[0]
+    if shutil.which(program) is None:
+        raise ConfigError(
+            f"expected a program {program!r} on this machine, found none; fix: install it, set python, or "
+            "use a login node of the cluster"
+        )
+    run_dir = Path(job.run_dir)
+    refuse_queued(run_dir)
+    with lock_run(run_dir):
+        write_job(job)
+        record = Record(run_dir)
+        record.begin(kind=cluster.KIND, steps=job.summary.get("steps"), run_id="1")
+        try:
+            for path, text in files.items():
+                atomic_write_text(path, text)
+            return cluster.run(job)
+        except Exception as error:
+            record.end(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_CRASHED)
+            raise

@@ -2,12 +2,14 @@
 
 RUN/launch/code-DIGEST/         copy of the package
 RUN/launch/config-DIGEST.yaml   copy of the config file
-RUN/launch/job.json             read by agents and `supervisor/task.py`: no argument passes through a shell
+RUN/launch/job.json             read by the agents: no argument passes through a shell
 """
 
+import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -19,13 +21,17 @@ from typing import Any
 from kinemae.data_tools.config_files import find_config
 from kinemae.data_tools.files import atomic_write_text, commit_of_code, to_json_lines
 from kinemae.data_tools.overrides import ConfigError, require
-from kinemae.launch.freezing import digest_of_code, digest_of_file, freeze_code
 
 LAUNCH_FOLDER, LOGS_FOLDER = "launch", "logs"
+_FOLDERS = ("configs", "data_tools", "finetune", "launch", "pretrain")
+# In a checkout the folders lie beside `kinemae/`; installed or frozen, inside it.
+_ROOT = Path(__file__).resolve().parents[1]
+_PACKAGE = _ROOT / "kinemae" if (_ROOT / "kinemae").is_dir() else _ROOT
+_DIGITS = 12  # of the names of frozen files
 
 
 class JobRefused(Exception):
-    """The dry run of the job's command failed; the message is its error output."""
+    """A command that checks or measures the job failed; the message is its error output."""
 
     def __init__(self, code: int, message: str):
         super().__init__(message)
@@ -46,7 +52,7 @@ class Job:
         run_dir: absolute path.
         config: the original config file.
         policy: limits of the supervision, see `PolicyConfig`; empty: the defaults.
-        summary: what the dry run printed (`global_clips`, `steps`, ...); empty without a dry run.
+        summary: what the dry run printed (`process_counts`, `steps`, ...); empty without a dry run.
     """
 
     argv: list[str]
@@ -71,7 +77,7 @@ class Job:
         return self.argv[1 if self.argv[0] == "pretrain" else 2]
 
     def script(self, name: str) -> str:
-        """Path of a frozen script of `launch/`, such as `supervisor/task.py`."""
+        """Path of a frozen script of `launch/`, such as `supervisor/agent.py`."""
         return str(Path(self.code) / "kinemae" / "launch" / name)
 
     @staticmethod
@@ -93,30 +99,29 @@ def prepare_job(
     trains_here: bool = True,
     dry_run: bool = True,
 ) -> Job:
-    """Check a job with a dry run and describe it; write nothing.
+    """Check a job with a dry run and describe it; write nothing. Raises `JobRefused` if the dry run fails.
 
     Args:
         job_argv: as in ["pretrain", "configs/pretrain/demo.yaml", "seed=1"].
         environment: variables from the cluster file.
         python: the interpreter on the hosts; the dry run uses the current one.
-        world_size: number of processes.
         trains_here: False if this machine only starts the job; it may have no GPU.
         dry_run: False if data and run_dir are not visible here; the arguments must then contain run_dir.
-
-    Raises:
-        ValueError: the job is not a training command.
-        JobRefused: the dry run failed.
     """
-    index = _config_index(job_argv)
+    index = config_index(job_argv)
     summary = {}
     if dry_run:
         summary = check_job(job_argv, environment, world_size=world_size, trains_here=trains_here)
-    run_dir = summary["run_dir"] if summary else _given_run_dir(job_argv[index + 1 :])
+    given = [word.partition("=")[2] for word in job_argv[index + 1 :] if word.startswith("run_dir=")]
+    expected = "be given after the config, because the config is not checked here"
+    require(bool(summary or given), "run_dir", expected, None)
+    run_dir = summary["run_dir"] if summary else given[-1]
     folder = Path(run_dir).absolute() / LAUNCH_FOLDER
     is_one_path = os.pathsep not in str(folder)
     require(is_one_path, "run_dir", f"contain no {os.pathsep!r}, which splits PYTHONPATH", run_dir)
     config = find_config(job_argv[index], job_argv[0])
-    frozen = folder / f"config-{digest_of_file(config)}.yaml"
+    digest = hashlib.sha256(config.read_bytes()).hexdigest()[:_DIGITS]
+    frozen = folder / f"config-{digest}.yaml"
     return Job(
         argv=[*job_argv[:index], str(frozen), *job_argv[index + 1 :]],
         cwd=os.getcwd(),
@@ -154,11 +159,7 @@ def plan_text(
 
 
 def write_job(job: Job) -> None:
-    """Freeze code and config in the run folder and write `job.json`.
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
+    """Freeze code and config in the run folder and write `job.json`."""
     try:
         job.path.parent.mkdir(parents=True, exist_ok=True)
         (Path(job.run_dir) / LOGS_FOLDER).mkdir(exist_ok=True)
@@ -169,46 +170,68 @@ def write_job(job: Job) -> None:
         raise ConfigError(f"cannot write to {job.path.parent}: {error}; fix: set another run_dir") from error
 
 
+def digest_of_code() -> str:
+    """A short digest of all frozen files."""
+    digest = hashlib.sha256()
+    for name, path in _code_files().items():
+        content = path.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:_DIGITS]
+
+
+def freeze_code(folder: Path) -> None:
+    """Copy the package to a folder named by its digest, atomically; do nothing if it exists."""
+    if folder.exists():
+        return
+    partial = folder.with_name(f"{folder.name}.partial")  # of this launcher, which holds the run's lock
+    for name, path in _code_files().items():
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, partial / name)
+    partial.rename(folder)
+
+
+def _code_files() -> dict[str, Path]:
+    """All files of the package by their path in the frozen copy, sorted."""
+    files = {f"kinemae/{path.name}": path for path in _PACKAGE.iterdir() if path.is_file()}
+    for folder in _FOLDERS:
+        for path in (_ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                files[f"kinemae/{path.relative_to(_ROOT)}"] = path
+    return dict(sorted(files.items()))
+
+
 def check_job(
     job_argv: Sequence[str],
     environment: Mapping[str, str],
     *,
     world_size: int,
     trains_here: bool = True,
-    code: str | None = None,
-    limit_s: float | None = None,
 ) -> dict[str, Any]:
-    """Run the job's command with `--dry-run --json` and return what it prints.
-
-    Args:
-        code: folder of a frozen package to use; None for the installed one.
-        limit_s: the most time for it.
-
-    Raises:
-        JobRefused: the dry run failed.
-        subprocess.TimeoutExpired: it took longer than `limit_s`.
-    """
+    """Run the job's command with `--dry-run --json` and return what it prints, see `read_output`."""
     words = [*job_argv, *([] if trains_here else ["engine.device=auto"]), "--dry-run", "--json"]
     rank = {"RANK": "0", "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
     rank |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    python_path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
+    return read_output(words, {**environment, **rank})
+
+
+def read_output(words: Sequence[str], variables: Mapping[str, str]) -> dict[str, Any]:
+    """Run `kinemae WORDS` with further environment variables, and return the JSON object that it prints."""
     ran = subprocess.run(
         [sys.executable, "-P", "-m", "kinemae", *words],
-        env={**os.environ, **environment, **rank, "PYTHONPATH": python_path},
+        env={**os.environ, **variables},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         errors="backslashreplace",
-        timeout=limit_s,
     )
     if ran.returncode != 0:
         raise JobRefused(ran.returncode, ran.stderr.rstrip())
-    summary = json.loads(ran.stdout[ran.stdout.index("{") :])
-    assert isinstance(summary, dict)
-    return summary
+    printed: dict[str, Any] = json.loads(ran.stdout[ran.stdout.index("{") :])
+    return printed
 
 
-def _config_index(job_argv: Sequence[str]) -> int:
+def config_index(job_argv: Sequence[str]) -> int:
     """The index of the config in the job's arguments."""
     given = " ".join(job_argv[:2]) or "nothing"
     expected = "expected `pretrain CONFIG [a.b=c]` or `finetune train CONFIG [a.b=c]` after --"
@@ -225,9 +248,3 @@ def _config_index(job_argv: Sequence[str]) -> int:
     if len(job_argv) <= index or job_argv[index].startswith("-") or "=" in job_argv[index]:
         raise ConfigError(f"{expected}; fix: write the config directly after {' '.join(job_argv[:index])}")
     return index
-
-
-def _given_run_dir(overrides: Sequence[str]) -> str:
-    given = [word.partition("=")[2] for word in overrides if word.startswith("run_dir=")]
-    require(bool(given), "run_dir", "be given after the config, because the config is not checked here", None)
-    return given[-1]

@@ -1,16 +1,13 @@
 """`launch local`: run several processes on this machine."""
 
-import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kinemae.data_tools.overrides import require
-from kinemae.launch.cluster import read_cluster, split_words
+from kinemae.launch.cluster import SupervisedConfig
 from kinemae.launch.job import Job
-from kinemae.launch.supervisor.start import SupervisedConfig, add_launcher, agent_command, start
 
 HOST = "localhost"
 
@@ -25,38 +22,24 @@ class LocalCluster(SupervisedConfig):
 
     processes: int = 1
 
+    KIND = "local"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.processes >= 1, "processes", "be at least 1", self.processes)
 
+    def slots(self) -> dict[str, int]:
+        return {HOST: self.processes}
 
-class LocalLaunch:
-    """See `Launch`: this process becomes the agent."""
+    def on_host(self, host: str, words: Sequence[str]) -> list[str]:
+        return list(words)
 
-    kind, trains_here = "local", True
-
-    def __init__(self, config: LocalCluster):
-        self.config: SupervisedConfig = config
-        self.slots: Mapping[str, int] = {HOST: config.processes}
-
-    def commands(self, job: Job, port: str = "") -> dict[str, list[str]]:
-        """See `Launch.commands`."""
-        options = ["--host", HOST, "--node", "0", "--node-slots", str(self.slots[HOST])]
-        return {HOST: agent_command(self.config.container, job, *options)}
+    def commands(self, job: Job) -> dict[str, list[str]]:
+        options = ["--host", HOST, "--node", "0", "--node-slots", str(self.processes)]
+        return {HOST: self.agent_command(job, *options)}
 
     def run(self, job: Job) -> int:
-        """See `Launch.run`."""
+        """This process becomes the agent."""
         command = self.commands(job)[HOST]
         sys.stdout.flush()
         os.execvp(command[0], command)
-
-
-def add_to(parsers: Any) -> None:
-    """Register `local`."""
-    text = "run a training as several processes on this machine, with restarts after crashes"
-    add_launcher(parsers, "local", text, run_local, "local processes=2 -- pretrain CONFIG run_dir=RUN seed=1")
-
-
-def run_local(arguments: argparse.Namespace) -> int:
-    """Run the command."""
-    return start(LocalLaunch(read_cluster(LocalCluster, *split_words(arguments.words))), arguments)

@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,21 +53,16 @@ class Record:
     def update(self, **values: Any) -> None:
         """Change some values. Writers take turns, so that none undoes the changes of another one."""
         self._unwritten = {**self._unwritten, **values}
-        with self._turn():
+        turn: IO[str] | None = None
+        with suppress(OSError):
+            turn = take_lock(self._run_dir, _WRITE_LOCK, _TRY_S)
+        with turn or nullcontext():  # without a lock, a writer is suspended: go on
             self._values = {**self.read(), **values}
             self._write()
 
     def end(self, code: int, **values: Any) -> None:
         """Record the end of the run, with its exit code."""
         self.update(state="ended", code=code, ended=now(), **values)
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        with ExitStack() as held:
-            with suppress(OSError):
-                if (file := take_lock(self._run_dir, _WRITE_LOCK, _TRY_S)) is not None:
-                    held.enter_context(file)  # otherwise a writer is suspended: go on without
-            yield
 
     def _write(self) -> None:
         with suppress(OSError):
@@ -82,11 +77,7 @@ def now() -> str:
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """Read `launch.json`. In place of a folder, `k8s:NAMESPACE/KIND/NAME` names a Kubernetes job.
-
-    Raises:
-        ValueError: the run was not launched.
-    """
+    """Read `launch.json`. In place of a folder, `k8s:NAMESPACE/KIND/NAME` names a Kubernetes job."""
     if str(run_dir).startswith(KUBERNETES):
         return {"kind": "k8s", "job_id": str(run_dir).removeprefix(KUBERNETES)}
     path = run_dir / LAUNCH_FOLDER / _RECORD
@@ -103,14 +94,9 @@ def read_record(run_dir: Path) -> dict[str, Any]:
 
 @contextmanager
 def lock_run(run_dir: Path) -> Iterator[None]:
-    """Hold the launcher's lock of a run.
-
-    Raises:
-        ValueError: another launcher holds it, or the folder cannot be written.
-    """
+    """Hold the launcher's lock of a run. Raises `ConfigError` if another launcher holds it."""
     folder = run_dir / LAUNCH_FOLDER
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         file = take_lock(run_dir, LAUNCHER_LOCK, _TRY_S)
     except OSError as error:
         raise ConfigError(f"cannot write {folder}: {error.strerror}; fix: set another run_dir") from error
@@ -130,11 +116,10 @@ def take_lock(run_dir: Path, name: str, wait_s: float) -> IO[str] | None:
     """Take a lock, which is held until the file is closed; None if another process holds it all the time.
 
     A short wait is necessary, because `is_locked` holds the lock briefly.
-
-    Raises:
-        OSError: the file cannot be opened.
     """
-    file = (run_dir / LAUNCH_FOLDER / name).open("a+", encoding="utf-8")
+    path = run_dir / LAUNCH_FOLDER / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+", encoding="utf-8")
     until = time.monotonic() + wait_s
     while True:
         try:
@@ -167,14 +152,7 @@ def is_locked(run_dir: Path, *names: str) -> bool | None:
 
 
 def request_stop(run_dir: Path, number: int = signal.SIGTERM) -> None:
-    """Ask the first agent of a run to stop it with a checkpoint; the agent polls once a second.
-
-    Args:
-        number: the signal for the processes; SIGKILL to kill them.
-
-    Raises:
-        ValueError: the request cannot be written, as on a full disk.
-    """
+    """Ask the first agent of a run, which polls once a second, to stop it by a signal to the processes."""
     path = run_dir / LAUNCH_FOLDER / STOP
     try:
         atomic_write_text(path, f"{signal.Signals(number).name}\n")

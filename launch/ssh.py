@@ -4,7 +4,7 @@ The launcher starts one agent on each host, prints their output and requests sto
 it. If the agent with the store is lost, the launcher starts new agents on the reachable hosts.
 """
 
-import argparse
+import itertools
 import os
 import re
 import select
@@ -16,16 +16,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from kinemae.data_tools.exit_codes import EXIT_CRASHED
 from kinemae.data_tools.overrides import ConfigError, require
-from kinemae.launch.cluster import read_cluster, split_words
+from kinemae.launch.cluster import SupervisedConfig
 from kinemae.launch.job import Job
 from kinemae.launch.record import AGENT_LOCK, Record, is_locked, request_stop
 from kinemae.launch.supervisor.hosts import HostStatus, query_hosts, resolution_error
 from kinemae.launch.supervisor.rank import catch_signals, log_line
-from kinemae.launch.supervisor.start import SupervisedConfig, add_launcher, agent_command, start
 
 _OPTIONS = (
     "BatchMode=yes",  # fail instead of asking for a password
@@ -45,7 +43,6 @@ class SshCluster(SupervisedConfig):
 
     Attributes:
         hosts: processes by host, one for each GPU; the rendezvous is on the first host.
-        hostfile: lines of `HOST slots=N`, as for DeepSpeed; an alternative to `hosts`.
         ssh: further options of ssh, as [-p, "2222"]; they take precedence.
         master_addr: address of the rendezvous; None for the first host's name.
         master_port: port of the agents' store; None for a free port.
@@ -53,160 +50,123 @@ class SshCluster(SupervisedConfig):
     """
 
     hosts: dict[str, int] = field(default_factory=dict)
-    hostfile: str | None = None
     ssh: list[str] = field(default_factory=list)
     master_addr: str | None = None
     master_port: int | None = None
     min_nodes: int | None = None
 
+    KIND = "ssh"
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [name for name in ("hosts", "hostfile") if getattr(self, name)]
-        if len(given) != 1:
-            raise ConfigError(
-                "expected the hosts as one of hostfile=FILE and 'hosts={a: 8, b: 8}' (processes by host), "
-                f"got {' and '.join(given) or 'neither'}"
-            )
-        port, slots = self.master_port, self.slots()
+        require(
+            bool(self.hosts), "hosts", "contain processes by host, as in 'hosts={a: 8, b: 8}'", self.hosts
+        )
+        port = self.master_port
         require(port is None or 0 < port < 65536, "master_port", "be a port", port)
-        for host, count in slots.items():
+        for host, count in self.hosts.items():
             require(_HOST.fullmatch(host) is not None, "hosts", "contain host names or addresses", host)
             require(count > 0, f"hosts.{host}", "be at least 1", count)
-        least, most = self.min_nodes, len(slots)
+        least, most = self.min_nodes, len(self.hosts)
         require(
             least is None or 1 <= least <= most, "min_nodes", f"be 1 to {most}, the number of hosts", least
         )
 
     def slots(self) -> dict[str, int]:
-        """Processes by host, in the order of the file."""
-        return dict(self.hosts) if self.hostfile is None else read_hostfile(Path(self.hostfile))
+        return dict(self.hosts)
 
+    @property
+    def master(self) -> str:
+        """Name or address of the rendezvous."""
+        return self.master_addr or next(iter(self.hosts)).rpartition("@")[2]
 
-class SshTransport:
-    """Runs commands by ssh, which passes them to a shell: paths are quoted.
+    def least(self, *, is_first: bool) -> int:
+        """The fewest hosts of the first start, or of a restart."""
+        count = len(self.hosts)
+        return self.min_nodes or (count if is_first else (count + 1) // 2)
 
-    The job's own arguments travel in `job.json`.
-    """
+    def on_host(self, host: str, words: Sequence[str]) -> list[str]:
+        """See `SupervisedConfig.on_host`: ssh passes the words to a shell."""
+        options = [word for option in _OPTIONS for word in ("-o", option)]
+        return ["ssh", "-T", *self.ssh, *options, host, shlex.join(words)]
 
-    def __init__(self, options: Sequence[str] = ()):
-        self._words = ["ssh", "-T", *options, *(word for option in _OPTIONS for word in ("-o", option))]
+    def commands(self, job: Job) -> dict[str, list[str]]:
+        return self.agents(job, "PORT", "1", dict.fromkeys(self.hosts, HostStatus()))
 
-    def command(self, host: str, words: Sequence[str]) -> list[str]:
-        """The local command that executes `words` on a host."""
-        return [*self._words, host, shlex.join(words)]
-
-
-def read_hostfile(path: Path) -> dict[str, int]:
-    """Read processes by host from lines of `HOST slots=N`; `#` begins a comment.
-
-    Raises:
-        ValueError: the file cannot be read, or a line has another form.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read hostfile={path}: {error}") from error
-    slots: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        words = line.partition("#")[0].split()
-        if not words:
-            continue
-        match = re.fullmatch(r"slots=(\d+)", words[1]) if len(words) == 2 else None
-        if match is None:
-            raise ConfigError(f"{path}, line {number}: expected `HOST slots=N`, got {line.strip()!r}")
-        if words[0] in slots:
-            raise ConfigError(f"{path}, line {number}: expected each host once, got {words[0]} again")
-        slots[words[0]] = int(match[1])
-    require(bool(slots), "hostfile", "contain at least one host", str(path))
-    return slots
-
-
-class SshLaunch:
-    """See `Launch`."""
-
-    kind, trains_here = "ssh", False
-
-    def __init__(self, config: SshCluster):
-        self.config: SupervisedConfig = config
-        self._cluster = config
-        self.slots: Mapping[str, int] = config.slots()
-        self._master = config.master_addr or next(iter(self.slots)).rpartition("@")[2]
-        self._transport = SshTransport(config.ssh)
-        self._signals: list[int] = []
-        self._stop: int | None = None
-        self._wakeup = -1
-
-    def commands(
-        self, job: Job, port: str, run_id: str = "1", hosts: Mapping[str, HostStatus] | None = None
+    def agents(
+        self, job: Job, port: str, run_id: str, hosts: Mapping[str, HostStatus]
     ) -> dict[str, list[str]]:
-        """See `Launch.commands`.
+        """The command that starts the agent of each host.
 
         Args:
+            port: that of the store if none is configured.
             run_id: name of this set of agents.
-            hosts: those that take part, all by default; the first has the store.
+            hosts: those that take part now; the first has the store.
         """
-        order = list(self.slots)
-        first = next(iter(hosts or order))
-        address = self._master if hosts is None or first == order[0] else _address_of(first, hosts[first])
-        least = self._least(is_first=False)
-        shared = ["--nodes", f"{least}:{len(order)}", "--agents", str(len(hosts or order))]
-        shared += ["--rendezvous", f"{address}:{self._cluster.master_port or port}", "--run-id", run_id]
+        order, first = list(self.hosts), next(iter(hosts))
+        address = self.master if first == order[0] else address_of(first, hosts[first])
+        shared = ["--nodes", f"{self.least(is_first=False)}:{len(order)}", "--agents", str(len(hosts))]
+        shared += ["--rendezvous", f"{address}:{self.master_port or port}", "--run-id", run_id]
         shared += ["--store-node", str(order.index(first))]
         commands = {}
         for node, host in enumerate(order):
-            own = ["--host", host, "--node", str(node), "--node-slots", str(self.slots[host])]
-            command = agent_command(self.config.container, job, *own, *shared)
-            commands[host] = self._transport.command(host, command)
+            own = ["--host", host, "--node", str(node), "--node-slots", str(self.hosts[host])]
+            commands[host] = self.on_host(host, self.agent_command(job, *own, *shared))
         return commands
 
     def run(self, job: Job) -> int:
-        """See `Launch.run`.
+        return SshRun(self, job).run()
 
-        Raises:
-            ValueError: too few hosts are reachable at the first start, or they cannot connect.
-        """
-        self._wakeup = catch_signals(self._signals, keep_ignored=True)  # as under nohup
-        record, run_id, starts = Record(Path(job.run_dir)), 0, 0
-        while True:
-            run_id += 1
+
+class SshRun:
+    """A run on the hosts of a cluster, from its first agents to its end."""
+
+    def __init__(self, cluster: SshCluster, job: Job):
+        self._cluster, self._job, self._run_dir = cluster, job, Path(job.run_dir)
+        self._record = Record(self._run_dir)
+        self._signals: list[int] = []
+        self._stop: int | None = None
+        self._wakeup = catch_signals(self._signals)
+
+    def run(self) -> int:
+        """Start agents until the run has ended; return its exit code."""
+        record, starts = self._record, 0
+        for run_id in itertools.count(1):
             record.update(run_id=str(run_id))  # agents of an earlier one end
-            hosts = self._find_hosts(job, is_first=run_id == 1)
+            hosts = self._find_hosts(is_first=run_id == 1)
             if self._stop is not None or hosts is None:
                 code = EXIT_CRASHED if self._stop is None else 128 + self._stop
                 record.end(code)
                 return code
             attempt = record.read().get("attempt", 0)
             port = str(next(iter(hosts.values())).port)
-            commands = self.commands(job, port, str(run_id), hosts)
-            self._watch(job, commands, list(hosts))
+            self._watch(self._cluster.agents(self._job, port, str(run_id), hosts), list(hosts))
             last = record.read()
             if last.get("state") == "ended":
                 return int(last["code"])
             # The next agents decide about the attempt, unless they have not come to one.
             starts = 0 if last.get("attempt", 0) > attempt else starts + 1
-            if self._stop is not None or starts > self.config.max_restarts:
-                raise ConfigError("the agents ended without a result; fix: see their messages above")
-            log_line(Path(job.run_dir), "the agents are lost: starting new ones on the reachable hosts")
+            if self._stop is not None or starts > self._cluster.max_restarts:
+                break
+            log_line(self._run_dir, "the agents are lost: starting new ones on the reachable hosts")
+        raise ConfigError("the agents ended without a result; fix: see their messages above")
 
-    def _least(self, *, is_first: bool) -> int:
-        """The fewest hosts of the first start, or of a restart."""
-        return self._cluster.min_nodes or (len(self.slots) if is_first else (len(self.slots) + 1) // 2)
-
-    def _find_hosts(self, job: Job, *, is_first: bool) -> dict[str, HostStatus] | None:
+    def _find_hosts(self, *, is_first: bool) -> dict[str, HostStatus] | None:
         """Query the hosts; None after a stop request, or if too few of them are left."""
-        excluded = Record(Path(job.run_dir)).read().get("history", {}).get("excluded", [])
-        least = self._least(is_first=is_first)
-        until = time.monotonic() + self.config.host_wait_s
+        cluster, job = self._cluster, self._job
+        excluded = self._record.read().get("history", {}).get("excluded", [])
+        least = cluster.least(is_first=is_first)
+        until = time.monotonic() + cluster.host_wait_s
         script = [job.python, "-P", job.script("supervisor/agent.py"), "--query", job.run_dir]
+        queries = {
+            host: cluster.on_host(host, [*cluster.container, *script, host, cluster.master])
+            for host in cluster.hosts
+            if host not in excluded
+        }
         while True:
-            queries = {
-                host: self._transport.command(host, [*self.config.container, *script, host, self._master])
-                for host in self.slots
-                if host not in excluded
-            }
             statuses = query_hosts(queries)
             errors = {host: status.error for host, status in statuses.items() if status.error}
-            self._take_signals(job)
+            self._take_signals()
             if len(statuses) - len(errors) >= least or self._stop is not None:
                 break
             problem = "; ".join(f"{host} is unreachable ({error})" for host, error in errors.items())
@@ -215,32 +175,31 @@ class SshLaunch:
                     f"{problem}; fix: repair it, remove it from hosts, or allow fewer hosts with min_nodes=N"
                 )
             if time.monotonic() > until:
-                log_line(Path(job.run_dir), f"{problem}: fewer than min_nodes={least} hosts are left")
+                log_line(self._run_dir, f"{problem}: fewer than min_nodes={least} hosts are left")
                 return None
             time.sleep(_RETRY_S)
         for host, error in errors.items():
-            log_line(Path(job.run_dir), f"continuing without {host}: {error}")
+            log_line(self._run_dir, f"continuing without {host}: {error}")
         hosts = {host: status for host, status in statuses.items() if host not in errors}
-        problem = resolution_error(hosts, self._master, self.config.environment) or ""
-        if problem and next(iter(hosts)) == next(iter(self.slots)):
+        problem = resolution_error(hosts, cluster.master, cluster.environment) or ""
+        if problem and next(iter(hosts)) == next(iter(cluster.hosts)):
             raise ConfigError(problem)
         return hosts
 
-    def _watch(self, job: Job, commands: Mapping[str, list[str]], hosts: Sequence[str]) -> None:
+    def _watch(self, commands: Mapping[str, list[str]], hosts: Sequence[str]) -> None:
         """Start the agents and return when they have ended; start those of lost hosts again."""
-        run_dir, record = Path(job.run_dir), Record(Path(job.run_dir))
         agents = {host: _start(commands[host]) for host in hosts}
         pauses = dict.fromkeys(commands, _REJOIN_S)
         again = {host: time.monotonic() + _REJOIN_S for host in commands}
         lost_s: float | None = None
-        limit_s = self.config.heartbeat_timeout_s + self.config.grace_s + _MARGIN_S
+        limit_s = self._cluster.heartbeat_timeout_s + self._cluster.grace_s + _MARGIN_S
         while True:
             if select.select([self._wakeup], [], [], _POLL_S)[0]:
                 os.read(self._wakeup, 4096)
-            self._take_signals(job)
+            self._take_signals()
             alive = [host for host, agent in agents.items() if agent.poll() is None]
-            last = record.read()
-            has_store = hosts[0] in alive or is_locked(run_dir, AGENT_LOCK)
+            last = self._record.read()
+            has_store = hosts[0] in alive or is_locked(self._run_dir, AGENT_LOCK)
             lost_s = None if has_store and last.get("state") != "ended" else lost_s or time.monotonic()
             if lost_s is not None:
                 if not alive or time.monotonic() > lost_s + limit_s:
@@ -255,19 +214,19 @@ class SshLaunch:
             agent.kill()
             agent.wait()
 
-    def _take_signals(self, job: Job) -> None:
+    def _take_signals(self) -> None:
         """Pass received signals to the agents; a second SIGINT kills the processes."""
         while self._signals:
             number = self._signals.pop(0)
             is_second = number == signal.SIGINT and self._stop is not None
             try:
-                request_stop(Path(job.run_dir), signal.SIGKILL if is_second else number)
+                request_stop(self._run_dir, signal.SIGKILL if is_second else number)
                 self._stop = self._stop or number
             except ConfigError as error:
-                log_line(Path(job.run_dir), str(error))
+                log_line(self._run_dir, str(error))
 
 
-def _address_of(host: str, status: HostStatus) -> str:
+def address_of(host: str, status: HostStatus) -> str:
     """The address of a host that replaces the first one; an alias of ssh is known to ssh only."""
     name = host.rpartition("@")[2]
     try:
@@ -280,14 +239,3 @@ def _address_of(host: str, status: HostStatus) -> str:
 def _start(command: list[str]) -> subprocess.Popen[bytes]:
     """Start an agent. It survives this process: its session is its own, and it reads nothing."""
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-
-
-def add_to(parsers: Any) -> None:
-    """Register `ssh`."""
-    text = "run a training on several hosts by ssh, with restarts on the reachable hosts after crashes"
-    add_launcher(parsers, "ssh", text, run_ssh, "ssh CLUSTER.yaml -- pretrain CONFIG run_dir=RUN")
-
-
-def run_ssh(arguments: argparse.Namespace) -> int:
-    """Run the command."""
-    return start(SshLaunch(read_cluster(SshCluster, *split_words(arguments.words))), arguments)

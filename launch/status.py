@@ -13,9 +13,8 @@ import yaml
 
 from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED, describe_exit
 from kinemae.data_tools.files import read_jsonl, to_jsonl
-from kinemae.data_tools.overrides import ConfigError
+from kinemae.data_tools.overrides import ConfigError, require
 from kinemae.data_tools.progress import duration
-from kinemae.launch.cluster import add_command
 from kinemae.launch.job import LOGS_FOLDER
 from kinemae.launch.k8s import kubectl
 from kinemae.launch.record import is_locked, read_record, request_stop, saved_steps
@@ -25,30 +24,10 @@ _POLL_S, _POLL_SCHEDULER_S = 0.5, 30.0
 _SUPERVISED = ("local", "ssh")  # kinds whose state is that of locks, not of a scheduler
 
 
-def add_to(parsers: Any) -> None:
-    """Register `status`, `logs` and `cancel`."""
-    status = _add(parsers, "status", "show whether a run is alive, where, and its progress", "status RUN")
-    status.add_argument("--json", action="store_true", help="print JSON")
-    status.set_defaults(run=run_status)
-    logs = _add(parsers, "logs", "print the log of a process of a run", "logs RUN --rank 3 --follow")
-    logs.add_argument("--rank", type=int, default=0, metavar="N", help="rank of the process; default 0")
-    logs.add_argument("--lines", type=int, default=50, metavar="N", help="number of last lines; default 50")
-    logs.add_argument("--follow", action="store_true", help="print new lines until the run has ended")
-    logs.set_defaults(run=run_logs)
-    cancel = _add(parsers, "cancel", "stop a run with a checkpoint; it can be resumed", "cancel RUN")
-    cancel.set_defaults(run=run_cancel)
-
-
-def _add(parsers: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    parser = add_command(parsers, name, text, f"  kinemae launch {example}")
-    what = "the run folder, or k8s:NAMESPACE/KIND/NAME where it is not visible"
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help=what)
-    return parser
-
-
 def run_status(arguments: argparse.Namespace) -> int:
     """Run `launch status`."""
-    run_dir, status = arguments.run_dir, status_of(arguments.run_dir)
+    run_dir = Path(arguments.run_dir)
+    status = status_of(run_dir)
     sys.stdout.write(to_jsonl([status]) if arguments.json else _table(run_dir, status))
     return 0
 
@@ -61,12 +40,9 @@ def status_of(run_dir: Path) -> dict[str, Any]:
         (`running`, `ended`, `lost` or the scheduler's) and a `message`; step, steps, loss, age of the last
         metrics in seconds, estimated seconds to the last step (null if nothing runs); steps of the
         checkpoints.
-
-    Raises:
-        ValueError: the run was not launched, or its scheduler does not respond.
     """
     record = read_record(run_dir)
-    kept = ("kind", "started", "host", "pid", "job_id", "attempt", "hosts", "agents", "code", "failure")
+    kept = ("kind", "started", "host", "pid", "job_id", "attempt", "hosts", "code", "failure")
     state, progress = _state(run_dir, record), _progress(run_dir, record)
     if state["state"] in ("ended", "lost", "pending"):
         progress["remaining_s"] = None
@@ -135,20 +111,28 @@ def _table(run_dir: Path, status: dict[str, Any]) -> str:
 
 
 def run_logs(arguments: argparse.Namespace) -> int:
-    """Run `launch logs`."""
-    folder = arguments.run_dir / LOGS_FOLDER
-    path = folder / f"rank-{arguments.rank:05d}.log"
+    """Run `launch logs`: print the last lines; with `--follow`, then new output until the run has ended."""
+    run_dir = Path(arguments.run_dir)
+    rank = _whole_number("--rank", arguments.rank or "0")
+    lines = _whole_number("--lines", arguments.lines or "50")
+    folder = run_dir / LOGS_FOLDER
+    path = folder / f"rank-{rank:05d}.log"
     try:
         if not path.exists():
-            record = read_record(arguments.run_dir)  # refuses a run that was not launched
+            record = read_record(run_dir)  # refuses a run that was not launched
             if record["kind"] == "k8s":
-                shown = {"rank": arguments.rank, "lines": arguments.lines, "follow": arguments.follow}
-                return kubectl.print_logs(record["job_id"], **shown)
-            for _ in _while_it_runs(arguments.run_dir) if arguments.follow else ():
-                if path.exists():  # its processes have started
-                    break
+                return kubectl.print_logs(record["job_id"], rank=rank, lines=lines, follow=arguments.follow)
+        polls = _while_it_runs(run_dir) if arguments.follow else iter(())
+        for _ in polls:
+            if path.exists():  # its processes have started
+                break
         if path.exists():
-            _print_log(path, arguments)
+            with path.open(encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+                sys.stdout.writelines(deque(file, lines))
+                for _ in polls:
+                    sys.stdout.write(file.read())
+                    sys.stdout.flush()
+                sys.stdout.write(file.read())
             return 0
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -156,14 +140,9 @@ def run_logs(arguments: argparse.Namespace) -> int:
     raise ConfigError(f"{path}: there is no such log; {folder} contains {there}")
 
 
-def _print_log(path: Path, arguments: argparse.Namespace) -> None:
-    """Print the last lines; with `--follow`, then new output until the run has ended."""
-    with path.open(encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-        sys.stdout.writelines(deque(file, arguments.lines))
-        for _ in _while_it_runs(arguments.run_dir) if arguments.follow else ():
-            sys.stdout.write(file.read())
-            sys.stdout.flush()
-        sys.stdout.write(file.read() if arguments.follow else "")
+def _whole_number(option: str, given: str) -> int:
+    require(given.isdecimal(), option, "be a whole number", given)
+    return int(given)
 
 
 def _while_it_runs(run_dir: Path) -> Iterator[None]:
@@ -181,7 +160,7 @@ def _while_it_runs(run_dir: Path) -> Iterator[None]:
 
 def run_cancel(arguments: argparse.Namespace) -> int:
     """Run `launch cancel`."""
-    run_dir = arguments.run_dir
+    run_dir = Path(arguments.run_dir)
     record = read_record(run_dir)
     if record["kind"] == "slurm":
         done = cancel_job(record["job_id"], run_dir)

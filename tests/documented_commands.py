@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kinemae.data_tools.__main__ import PROGRAM as DATA_TOOLS
 from kinemae.finetune.__main__ import PROGRAM as FINETUNE
-from kinemae.launch.__main__ import parser
+from kinemae.launch.__main__ import PROGRAM as LAUNCH
 from kinemae.pretrain.__main__ import PROGRAM as PRETRAIN
 
 REPO = Path(__file__).resolve().parents[1]
@@ -38,11 +38,9 @@ def documented() -> Iterator[tuple[str, str]]:
         for line in _whole_lines(page):
             for shown in (line.removeprefix("# command").strip(), *_CODE.findall(line)):
                 yield from _commands(str(page.relative_to(REPO)), shown)
-    for program in (DATA_TOOLS, PRETRAIN, FINETUNE):
+    for program in (DATA_TOOLS, PRETRAIN, FINETUNE, LAUNCH):
         for command in program.commands:
             yield from _commands(f"{program.name} --help", command.example)
-    for line in (parser().epilog or "").splitlines():
-        yield from _commands("launch --help", line.strip())
 
 
 def unquoted_mappings() -> Iterator[tuple[str, str]]:

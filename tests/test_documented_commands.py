@@ -33,8 +33,8 @@ from kinemae.finetune.predict.config import PredictConfig
 from kinemae.finetune.probe.command import load_probe_config
 from kinemae.finetune.sweep.halving import SweepConfig
 from kinemae.finetune.sweep.space import read_space
-from kinemae.launch.__main__ import parse
-from kinemae.launch.cluster import read_cluster, split_words
+from kinemae.launch.__main__ import PROGRAM as LAUNCH
+from kinemae.launch.cluster import read_cluster
 from kinemae.launch.k8s.cluster import KubernetesCluster
 from kinemae.launch.local import LocalCluster
 from kinemae.launch.slurm.cluster import SlurmCluster
@@ -169,12 +169,11 @@ def load(kind: str, schema: Callable[..., Any], arguments: Any) -> Any:
 
 
 def accept_launch(words: list[str]) -> None:
-    arguments = parse(words)
+    arguments = parse_arguments(LAUNCH, words)
     kind = getattr(arguments, "kind", words[0])
     if kind in CLUSTERS:
         place = CONFIGS / "cluster" / f"{CLUSTER_FILES[kind]}.yaml"
-        words = [str(place) if word == "CLUSTER.yaml" else word for word in arguments.words]
-        file, overrides = split_words(words)
-        read_cluster(CLUSTERS[kind], file, overrides)
+        file = str(place) if arguments.cluster == "CLUSTER.yaml" else arguments.cluster
+        read_cluster(CLUSTERS[kind], file, arguments.overrides)
     if arguments.job:
         accept(arguments.job[0], arguments.job[1:])

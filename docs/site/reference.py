@@ -1,6 +1,5 @@
 """Pages of the reference: config keys from dataclasses, arguments of components, commands from parsers."""
 
-import argparse
 import dataclasses
 import importlib
 import inspect
@@ -66,7 +65,7 @@ COMPONENTS = (
     ("Sources", "source", "kinemae.data_tools.sources", "Source"),
     ("Storage layouts", "layout", "kinemae.data_tools.layouts", "Layout"),
 )
-PROGRAMS = ("kinemae.data_tools", "kinemae.pretrain", "kinemae.finetune")
+PROGRAMS = ("kinemae.data_tools", "kinemae.pretrain", "kinemae.finetune", "kinemae.launch")
 _SECTION = re.compile(r"^(?:Args|Attributes):\n((?:    .*\n|\n)*)", re.M)
 _ENTRY = re.compile(r"^    (\w+(?:, \w+)*): ((?:.*\n)(?:     .*\n|\n)*)", re.M)
 
@@ -223,7 +222,7 @@ def commands_page() -> str:
     configs = importlib.import_module("kinemae.data_tools.config_files").PROGRAM
     for command in configs.commands:
         parts += describe("configs", command)
-    return "\n\n".join([*parts, *launch_commands()]) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def describe(program: str, command: Command) -> list[str]:
@@ -237,6 +236,7 @@ def describe(program: str, command: Command) -> list[str]:
     rows += list(command.options)
     rows += [(f"{flag} {placeholder}", text) for flag, placeholder, text in command.value_options]
     words += [f"[{name}]" for name, _ in rows if name.startswith("--")]
+    words += ["-- pretrain CONFIG [a.b=c ...]"] if command.takes_job else []
     usage = " ".join(filter(None, ["kinemae", program, command.name, *words]))
     heading = " ".join(filter(None, ["### kinemae", program, command.name]))
     lines = "\n".join(f"| `{name}` | {text} |".replace("\\|", "|") for name, text in rows)
@@ -248,22 +248,6 @@ def describe(program: str, command: Command) -> list[str]:
         "Example:",
         code(command.example),
     ]
-
-
-def launch_commands() -> list[str]:
-    """Describe `kinemae launch` by the help of its argparse parsers."""
-    whole = importlib.import_module("kinemae.launch.__main__").parser()
-    found = next(action for action in whole._actions if isinstance(action, argparse._SubParsersAction))
-    parts = ["## launch", whole.description or ""]
-    for name, parser in found.choices.items():
-        parser.formatter_class = wide
-        parts += [f"### kinemae launch {name}", code(parser.format_help())]
-    return parts
-
-
-def wide(prog: str) -> argparse.HelpFormatter:
-    """A formatter whose width does not depend on the terminal."""
-    return argparse.RawDescriptionHelpFormatter(prog, width=90)
 
 
 def sentence(text: str) -> str:

@@ -1,47 +1,36 @@
 """Checks of `launch doctor`: functions of the nodes' reports (`probe.py`), and the table of fixes."""
 
-import csv
-import ipaddress
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kinemae.launch.doctor.probe import GPU_FIELDS, JOINING, STAGES
+from kinemae.launch.doctor.probe import JOINING, STAGES
+from kinemae.launch.supervisor.hosts import hostname_problem
 
-Reports = Mapping[str, Mapping[str, Any]]
-"""The reports of all nodes by name, in the order of the nodes."""
+Reports = Mapping[str, Mapping[str, Any]]  # of all nodes by name, in the order of the nodes
 
 HERE = "this machine"
 PACKAGES = ("torch", "deepspeed", "av", "pyarrow", "numpy")  # their versions change results or files
 LEAST_PYTHON = (3, 11)
 BACKENDS = ("gloo", "nccl")
-BUSY_FRACTION = 0.05
 _WIDTH, _MOST_NAMES = 110, 6
 
 _INTERFACES = "environment.GLOO_SOCKET_IFNAME and environment.NCCL_SOCKET_IFNAME"
-# Check: level and fix of its problems. An error prevents a run, a warning makes it slow or fragile.
+# Check: fix of its problems. Each prevents a run or makes it wrong.
 FIXES = {
-    "start": ("error", "run the probe's command by hand (--dry-run prints it); sinfo -R lists bad nodes"),
-    "hang": ("error", "look for a hanging driver (nvidia-smi) or file system (df) there"),
-    "version": ("error", "install one version on all nodes, or set `python` in the cluster file"),
-    "driver": ("error", "leave the node out, and restart its driver or the machine"),
-    "gpus": ("error", "start fewer processes, ask the scheduler for more GPUs, or install torch for CUDA"),
-    "ecc": ("error", "reset the GPU (nvidia-smi --gpu-reset); replace it if they return"),
-    "unlike": ("warning", "leave these nodes out: every step waits for the slowest GPU"),
-    "busy": ("warning", "end the processes that nvidia-smi lists, or leave the node out"),
-    "connect": ("error", "set `master_addr` to an address that all nodes reach; open all TCP ports"),
-    "hostname": ("error", f"set {_INTERFACES}, or correct /etc/hosts"),
-    "torch": ("error", "correct `import torch` there; leave a GPU for each process in CUDA_VISIBLE_DEVICES"),
-    "group": (
-        "error",
-        f"open all TCP ports; set {_INTERFACES}; if the address is in use, set another `master_port`; "
-        "environment.NCCL_DEBUG=INFO shows more",
-    ),
-    "sums": ("error", "test the memory, network cards and cables: gradients would be wrong"),
-    "folder": ("error", "mount one file system there on every node, with write permission and free space"),
-    "shards": ("error", "put one copy of the data set at this path on every node, or at a URL"),
+    "start": "run the probe's command by hand (--dry-run prints it); sinfo -R lists bad nodes",
+    "hang": "look for a hanging driver (nvidia-smi) or file system (df) there",
+    "version": "install one version on all nodes, or set `python` in the cluster file",
+    "gpus": "see nvidia-smi there; start fewer processes, request more GPUs, or install torch for CUDA",
+    "hostname": f"set {_INTERFACES}, or correct /etc/hosts",
+    "torch": "correct `import torch` there; leave a GPU for each process in CUDA_VISIBLE_DEVICES",
+    "group": f"open all TCP ports; set `master_addr` to an address that all nodes reach; set {_INTERFACES}; "
+    "if the address is in use, set another `master_port`; environment.NCCL_DEBUG=INFO shows more",
+    "sums": "test the memory, network cards and cables: gradients would be wrong",
+    "folder": "mount one file system there on every node, with write permission and free space",
+    "shards": "put one copy of the data set at this path on every node, or at a URL",
 }
 
 
@@ -81,9 +70,8 @@ def evaluate(
         nodes.setdefault((name, text), []).append(node)
     results = []
     for (name, text), names in nodes.items():
-        level, fix = FIXES[name]
         text = text.replace("{nodes}", join_names(names))
-        results.append(Result(level=level, check=name, text=text, fix=fix, nodes=names))
+        results.append(Result(level="error", check=name, text=text, fix=FIXES[name], nodes=names))
     return [*results, Result(level="ok", check="summary", text=_summary(reports))]
 
 
@@ -106,7 +94,7 @@ def _ranks(reports: Reports) -> list[tuple[str, dict[str, Any]]]:
 
 def _parts(reports: Reports) -> Iterator[Problem]:
     """Nodes without a whole report, and parts of the probe that have failed."""
-    checks = {"host": "version", "gpus": "driver", "folder": "folder", "group": "group", "seen": "folder"}
+    checks = {"host": "version", "folder": "folder", "group": "group", "seen": "folder"}
     for name, report in reports.items():
         if "lost" in report and "stage" not in report:
             yield Problem("start", f"cannot start a probe on {{nodes}}: {report['lost']}", name)
@@ -141,33 +129,16 @@ def _different(check: str, label: str, values: Mapping[str, str | None]) -> Iter
             yield Problem(check, f"{label} is {value} on {{nodes}}, and {usual} on the other nodes", name)
 
 
-def _gpu_rows(reports: Reports) -> dict[str, list[dict[str, str]]]:
-    """The rows of nvidia-smi of each node, by `GPU_FIELDS`."""
-    found: dict[str, list[dict[str, str]]] = {}
-    for name, part in _part(reports, "gpus").items():
-        rows = [[word.strip() for word in row] for row in csv.reader(part["lines"].splitlines())]
-        found[name] = [dict(zip(GPU_FIELDS, row, strict=True)) for row in rows if len(row) == len(GPU_FIELDS)]
-    return found
-
-
 def _gpus(reports: Reports, processes: Mapping[str, int]) -> Iterator[Problem]:
-    found = _gpu_rows(reports)
-    for name, gpus in found.items():
-        for gpu in gpus:
-            used, total, errors = (gpu[field] for field in ("memory.used", "memory.total", GPU_FIELDS[-1]))
-            label = f"GPU {gpu['index']} of {{nodes}}"
-            if used.isdigit() and total.isdigit() and int(used) > BUSY_FRACTION * int(total):
-                yield Problem("busy", f"{label} has {used} of {total} MiB in use", name)
-            if errors.isdigit() and int(errors):  # [N/A] without ECC
-                yield Problem("ecc", f"{label} has {errors} uncorrected errors", name)
-        ranks = reports[name].get("group", {}).get("ranks", [])
-        seen = min([len(gpus), *(rank["gpus"] for rank in ranks if "gpus" in rank)])
-        if any(found.values()) and seen < processes[name]:
-            text = f"{{nodes}} has {len(gpus)} GPUs, torch sees {seen}, for {processes[name]} ranks"
+    """Nodes on which torch sees too few GPUs for a run on GPUs."""
+    hosts = _part(reports, "host")
+    found = [(name, rank["gpus"]) for name, rank in _ranks(reports) if "gpus" in rank]
+    is_gpu_run = any(seen for _, seen in found) or any(host["gpus"] for host in hosts.values())
+    for name, seen in found if is_gpu_run else ():
+        if seen < processes[name]:
+            known = hosts[name]["gpus"] if name in hosts else 0
+            text = f"{{nodes}} has {known} GPUs, torch sees {seen}, for {processes[name]} ranks"
             yield Problem("gpus", text, name)
-    for field in ("name", "driver_version", "memory.total"):
-        values = {name: ", ".join(sorted({gpu[field] for gpu in own})) for name, own in found.items()}
-        yield from _different("unlike", f"{field} of the GPUs", values)
 
 
 def _shards(reports: Reports) -> Iterator[Problem]:
@@ -181,28 +152,11 @@ def _shards(reports: Reports) -> Iterator[Problem]:
 
 
 def _network(reports: Reports) -> Iterator[Problem]:
-    """Nodes that do not reach the first one, and hostnames that the others do not reach."""
-    first = next(iter(reports.values())).get("group", {}).get("ranks") or [{"stage": STAGES[0]}]
-    links = {name: group["link"] for name, group in _part(reports, "group").items() if group["link"]}
-    for name, link in links.items():
-        # Every connection fails if the first rank has not come to listen.
-        if link["failed"] and STAGES.index(first[0]["stage"]) >= STAGES.index(JOINING):
-            group = reports[name]["group"]
-            text = f"{{nodes}} cannot connect to {group['master']}, port {group['port']}: {link['failed']}"
-            yield Problem("connect", text, name)
-    addresses = [link["address"] for link in links.values() if "address" in link]
-    is_one_machine = addresses and all(map(_is_loopback, addresses))
+    """Hostnames by which other machines do not reach a node."""
     hosts = _part(reports, "host")
-    for name, host in hosts.items() if len(hosts) > 1 and not is_one_machine else ():
-        address = host["own_address"]
-        if not host["has_interface"] and (address is None or _is_loopback(address)):
-            problem = f"resolves to {address}" if address else "cannot be resolved"
-            text = f"the hostname {host['hostname']} of {{nodes}} {problem}; Gloo announces that address"
-            yield Problem("hostname", f"{text}, which other nodes cannot reach", name)
-
-
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address).is_loopback
+    for name, host in hosts.items() if len({host["machine"] for host in hosts.values()}) > 1 else ():
+        if not host["has_interface"] and (found := hostname_problem(host["hostname"], host["own_address"])):
+            yield Problem("hostname", f"{{nodes}}: {found}", name)
 
 
 def _group(reports: Reports) -> Iterator[Problem]:
@@ -239,7 +193,7 @@ def _folder(reports: Reports, run_dir: str, seen_here: Sequence[str]) -> Iterato
 def _summary(reports: Reports) -> str:
     ranks, hosts, folders = _ranks(reports), _part(reports, "host"), _part(reports, "folder")
     versions = [host["versions"] for host in hosts.values()]
-    gpus = [gpu["name"] for own in _gpu_rows(reports).values() for gpu in own]
+    gpus = [rank["gpu"] for _, rank in ranks if rank.get("gpu")]
     done = [rank for _, rank in ranks if rank["stage"] == STAGES[-1]]
     parts = [f"{len(hosts)} of {len(reports)} nodes reported"]
     parts += [f"python {one['python']}, torch {one['torch']}" for one in versions[:1]]
@@ -254,13 +208,13 @@ def _summary(reports: Reports) -> str:
 
 
 def as_text(results: Sequence[Result], seconds: float) -> str:
-    """A paragraph for each result with its fix, and the number of errors and warnings."""
+    """A paragraph for each result with its fix, and the number of errors."""
     lines = []
     for result in results:
         head = f"{result.level:<8} {result.check:<9} "
         for begin, text in ((head, result.text), (" " * len(head) + "fix: ", result.fix)):
             indent = " " * len(begin)
             lines += textwrap.wrap(text, _WIDTH, initial_indent=begin, subsequent_indent=indent)
-    counts = Counter(result.level for result in results)
-    lines.append(f"errors: {counts['error']}, warnings: {counts['warning']}, after {seconds:.0f} s")
+    errors = sum(result.level == "error" for result in results)
+    lines.append(f"errors: {errors}, after {seconds:.0f} s")
     return "\n".join(lines) + "\n"

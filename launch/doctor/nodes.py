@@ -1,32 +1,101 @@
-"""The nodes of a cluster file, and a probe on each of them."""
+"""`launch doctor`: start a probe on every node of a cluster file, and print a fix for each problem."""
 
+import argparse
 import json
 import os
 import random
+import secrets
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Any
 
-from kinemae.data_tools.overrides import ConfigError
-from kinemae.launch.cluster import read_cluster
+from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED
+from kinemae.data_tools.overrides import ConfigError, require
+from kinemae.launch.cluster import SupervisedConfig, read_cluster
 from kinemae.launch.doctor import probe
-from kinemae.launch.local import HOST, LocalCluster
+from kinemae.launch.doctor.checks import PACKAGES, as_text, evaluate
+from kinemae.launch.job import check_job
+from kinemae.launch.local import LocalCluster
 from kinemae.launch.slurm.cluster import SlurmCluster
-from kinemae.launch.ssh import SshCluster, SshTransport
+from kinemae.launch.ssh import SshCluster
 
+EXIT_ERRORS = 1
 SOURCE = Path(probe.__file__).read_text(encoding="utf-8")
-GROUP_S = 40
+GROUP_S = 120  # slow file systems need a minute to import torch
 _RUN_S = GROUP_S + 60  # of a probe
-_QUEUE_S, _MOST_MINUTES = 120, 5  # of a Slurm job
+_QUEUE_S, _MOST_MINUTES = 120, 5  # of a Slurm job, which has to include _RUN_S
 _PORTS = range(20_000, 32_000)  # below Linux' ephemeral ports
 _TAIL_LINES = 5
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    """Run the command; the exit code is `EXIT_ERRORS` if a run cannot start."""
+    kind = arguments.kind
+    require(kind in KINDS, "the kind of cluster", f"be one of {', '.join(KINDS)}", kind)
+    target = KINDS[kind](arguments.cluster, arguments.overrides)
+    program = target.commands[0][0][0]
+    if shutil.which(program) is None:
+        raise ConfigError(f"no program {program!r} on this machine, which starts the probes")
+    if arguments.dry_run:
+        sys.stdout.write("".join(f"{shlex.join(command)}\n" for command, _ in target.commands))
+        return 0
+    shards = arguments.shards or []
+    for folder in (arguments.run_dir, *shards):
+        if folder and "://" in folder:
+            raise ConfigError(f"expected a folder, got the URL {folder}; fix: use kinemae data verify")
+    run_dir = arguments.run_dir
+    if arguments.job:
+        world_size, is_local = sum(target.processes), kind == "local"
+        job = check_job(arguments.job, target.environment, world_size=world_size, trains_here=is_local)
+        run_dir = run_dir or job["run_dir"]
+    request: dict[str, Any] = {
+        "packages": PACKAGES,
+        "shards": [str(Path(folder).absolute()) for folder in shards],
+        "token": secrets.token_hex(16),
+        "processes": target.processes,
+    }
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    began = time.monotonic()
+    try:
+        with _folder_in(run_dir and Path(run_dir).absolute()) as request["run_dir"]:
+            reports = ask(target, request)
+            seen_here = probe.seen(0, request) or ()
+    except KeyboardInterrupt as interrupt:  # the probes have ended, and their jobs are cancelled
+        sys.stderr.write("interrupted: the probes have ended\n")
+        return int(interrupt.args[0] if interrupt.args else EXIT_INTERRUPTED)
+    processes = dict(zip(reports, target.processes, strict=True))
+    results = evaluate(reports, processes, run_dir=str(run_dir), seen_here=seen_here)
+    seconds = time.monotonic() - began
+    page = {"seconds": round(seconds, 1), "results": list(map(asdict, results)), "nodes": reports}
+    sys.stdout.write(json.dumps(page, indent=1) + "\n" if arguments.json else as_text(results, seconds))
+    return EXIT_ERRORS if any(result.level == "error" for result in results) else 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(128 + number)
+
+
+def _folder_in(run_dir: Path | None) -> AbstractContextManager[str | None]:
+    """A temporary folder in the run folder, which is created if it does not exist."""
+    if run_dir is None:
+        return nullcontext()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return TemporaryDirectory(prefix="doctor-", dir=run_dir, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {run_dir}: {error.strerror}; fix: set another run_dir") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +106,7 @@ class Target:
         names: of the nodes; empty if a scheduler chooses them.
         processes: of each node.
         commands: the commands that start the probes, and the nodes of each.
-        environment: variables from the cluster file.
         master: address of the rendezvous on the first node; None on Slurm, where the nodes query it.
-        port: port of the rendezvous.
         limit_s: time limit of a probe, including a scheduler's queue.
     """
 
@@ -53,28 +120,23 @@ class Target:
 
 
 def _local(file: str | None, overrides: list[str]) -> Target:
-    cluster = read_cluster(LocalCluster, file, overrides)
-    return Target(
-        names=[HOST],
-        processes=[cluster.processes],
-        commands=[([*cluster.container, cluster.python or sys.executable, "-", "0"], [0])],
-        environment=cluster.environment,
-        master="127.0.0.1",
-        port=random.choice(_PORTS),
-    )
+    return _on_hosts(read_cluster(LocalCluster, file, overrides), "127.0.0.1", None)
 
 
 def _ssh(file: str | None, overrides: list[str]) -> Target:
     cluster = read_cluster(SshCluster, file, overrides)
-    transport, slots = SshTransport(cluster.ssh), cluster.slots()
-    words = [*cluster.container, cluster.python or sys.executable, "-"]
+    return _on_hosts(cluster, cluster.master, cluster.master_port)
+
+
+def _on_hosts(cluster: SupervisedConfig, master: str, port: int | None) -> Target:
+    slots, words = cluster.slots(), [*cluster.container, cluster.python or sys.executable, "-"]
     return Target(
         names=list(slots),
         processes=list(slots.values()),
-        commands=[(transport.command(host, [*words, str(node)]), [node]) for node, host in enumerate(slots)],
+        commands=[(cluster.on_host(host, [*words, str(node)]), [node]) for node, host in enumerate(slots)],
         environment=cluster.environment,
-        master=cluster.master_addr or next(iter(slots)).rpartition("@")[2],
-        port=cluster.master_port or random.choice(_PORTS),
+        master=master,
+        port=port or random.choice(_PORTS),
     )
 
 
@@ -100,31 +162,11 @@ def _slurm(file: str | None, overrides: list[str]) -> Target:
     )
 
 
-KINDS: Mapping[str, Callable[[str | None, list[str]], Target]] = {
-    "local": _local,
-    "ssh": _ssh,
-    "slurm": _slurm,
-}
-
-
-def target_of(kind: str, file: str | None, overrides: list[str]) -> Target:
-    """The nodes of a cluster file.
-
-    Raises:
-        ValueError: the file is wrong, or the program that starts the probes is not installed.
-    """
-    target = KINDS[kind](file, overrides)
-    for command, _ in target.commands:
-        if shutil.which(command[0]) is None:
-            raise ConfigError(f"no program {command[0]!r} on this machine, which starts the probes")
-    return target
+KINDS = {"local": _local, "ssh": _ssh, "slurm": _slurm}
 
 
 def ask(target: Target, request: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Run a probe on all nodes at once.
-
-    Args:
-        request: see `kinemae.launch.doctor.probe.main`; what concerns the target is added.
+    """Run a probe on all nodes at once; `request` lacks what concerns the target, see `probe.main`.
 
     Returns:
         The report of each node by its name: the parts that it has printed, `stage` if it has started, and

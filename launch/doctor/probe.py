@@ -24,13 +24,9 @@ from typing import Any
 MARK = "kinemae-probe"
 # srun keeps lines of at most 1024 characters whole; it may mix longer ones of several nodes.
 CHUNK = 800
-GPU_FIELDS = (
-    *("index", "name", "driver_version", "memory.total", "memory.used"),
-    "ecc.errors.uncorrected.volatile.total",
-)
 JOINING = "joining the group"
 STAGES = ("starting", "importing torch", "selecting a GPU", JOINING, "summing", "done")  # of a rank
-_SMI_S, _CONNECT_S, _SEEN_S = 15, 5, 4.0
+_SCONTROL_S, _SEEN_S = 60, 4.0
 _REDUCED_MB = {"gloo": 8, "nccl": 256}  # of the timed all-reduce
 _TAIL = 800
 
@@ -45,7 +41,7 @@ def main(request: dict[str, Any]) -> None:
     """
     node = int(sys.argv[1] if len(sys.argv) > 1 else os.environ["SLURM_PROCID"])
     os.environ.update(request["environment"])
-    for part in (host, gpus, folder, shards, group, seen):
+    for part in (host, folder, shards, group, seen):
         _send(node, {"stage": part.__name__})
         _send(node, {part.__name__: _attempt(part, node, request)})
     _send(node, {"stage": "done"})
@@ -60,7 +56,7 @@ def _send(node: int, values: dict[str, Any]) -> None:
 
 
 def host(node: int, request: dict[str, Any]) -> dict[str, Any]:
-    """Versions, and the address that Gloo announces to other nodes."""
+    """Versions, the driver's GPUs, and the address that Gloo announces to other nodes."""
     return {
         "name": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "hostname": socket.gethostname(),
@@ -69,8 +65,10 @@ def host(node: int, request: dict[str, Any]) -> dict[str, Any]:
             **{name: _version(name) for name in request["packages"]},
         },
         "executable": sys.executable,
+        "gpus": len(list(Path("/proc/driver/nvidia/gpus").glob("*"))),
+        "machine": machine(),
         "has_interface": "GLOO_SOCKET_IFNAME" in os.environ,
-        "own_address": _own_address(),
+        "own_address": own_address(),
     }
 
 
@@ -81,7 +79,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _own_address() -> str | None:
+def machine() -> str:
+    """A text that is equal for nodes which share one machine and network."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.stat('/proc/self/ns/net').st_ino}"
+
+
+def own_address() -> str | None:
     """The first bindable address of the own hostname; Gloo uses it unless an interface is set."""
     with contextlib.suppress(OSError):
         found = socket.getaddrinfo(socket.gethostname(), 0, type=socket.SOCK_STREAM)
@@ -92,30 +96,12 @@ def _own_address() -> str | None:
     return None
 
 
-def gpus(node: int, request: dict[str, Any]) -> dict[str, str]:
-    """`lines` of nvidia-smi with `GPU_FIELDS`, empty without nvidia-smi."""
-    if shutil.which("nvidia-smi") is None:
-        return {"lines": ""}
-    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_S)
-    return {"failed": (ran.stdout + ran.stderr)[-_TAIL:].strip()} if ran.returncode else {"lines": ran.stdout}
-
-
 def folder(node: int, request: dict[str, Any]) -> dict[str, int] | None:
-    """Write a file as checkpoints are written: partial name, fsync, rename.
-
-    Returns:
-        `free_bytes`; None without a run folder.
-    """
+    """Write a file; return `free_bytes`, None without a run folder."""
     if request["run_dir"] is None:
         return None
     path = Path(request["run_dir"]) / f"node-{node}"
-    partial = path.with_suffix(".partial")
-    with partial.open("w") as file:
-        file.write(request["token"].ljust(1 << 16))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    path.write_text(request["token"].ljust(1 << 16))
     return {"free_bytes": shutil.disk_usage(path.parent).free}
 
 
@@ -125,7 +111,7 @@ def seen(node: int, request: dict[str, Any]) -> list[str] | None:
         return None
     end = time.monotonic() + _SEEN_S
     while True:
-        files = [path for path in Path(request["run_dir"]).glob("node-*") if not path.suffix]
+        files = Path(request["run_dir"]).glob("node-*")
         found = sorted(path.name for path in files if path.read_text().strip() == request["token"])
         if len(found) == len(request["processes"]) or time.monotonic() > end:
             return found
@@ -158,68 +144,39 @@ def group(node: int, request: dict[str, Any]) -> dict[str, Any]:
     """Start this node's ranks of a process group of all nodes, and wait for them.
 
     Returns:
-        `master` and `port`; `link`, see `_connect`, None on the first node; and `ranks`, the results of each
-        rank, see `rank_main`, with `failed` unless its stage is `done`.
+        `ranks`: the results of each rank, see `rank_main`, with `failed` unless its stage is `done`.
     """
-    processes, port = request["processes"], request["port"]
-    master = request["master"] or os.environ.get("MASTER_ADDR") or _slurm_master()
+    processes = request["processes"]
+    master = request["master"] or os.environ.get("MASTER_ADDR")
+    master = master or slurm_address(os.environ["SLURM_STEP_NODELIST"])
     end = time.monotonic() + request["limit_s"]
     first, world = sum(processes[:node]), sum(processes)
-    ranks = [
-        _start_rank(
-            request["source"],
-            RANK=first + local,
-            WORLD_SIZE=world,
-            LOCAL_RANK=local,
-            LOCAL_WORLD_SIZE=processes[node],
-            MASTER_ADDR=master,
-            MASTER_PORT=port,
-            OMP_NUM_THREADS=1,
-            DOCTOR_LIMIT_S=request["limit_s"],
+    shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": processes[node], "MASTER_ADDR": master}
+    shared |= {"MASTER_PORT": request["port"], "OMP_NUM_THREADS": 1, "DOCTOR_LIMIT_S": request["limit_s"]}
+    ranks = []
+    for local in range(processes[node]):
+        variables = {**shared, "RANK": first + local, "LOCAL_RANK": local}
+        rank = subprocess.Popen(
+            [sys.executable, "-c", f"{request['source']}\nrank_main()\n"],
+            env={**os.environ, **{name: str(value) for name, value in variables.items()}},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        for local in range(processes[node])
-    ]
-    link = _connect(master, port, end, ranks) if node > 0 else None
-    return {"master": master, "port": port, "link": link, "ranks": [_wait_for(rank, end) for rank in ranks]}
+        ranks.append(rank)
+    return {"ranks": [_wait_for(rank, end) for rank in ranks]}
 
 
-def _slurm_master() -> str:
-    """The address that Slurm uses for the first node, as in the batch script; its name without scontrol."""
-    nodes = os.environ["SLURM_STEP_NODELIST"]
-    with contextlib.suppress(OSError):
+def slurm_address(nodes: str) -> str:
+    """The address that Slurm uses for the first of some nodes: its name, the fallback, need not resolve."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         command = ["scontrol", "--oneliner", "show", "node", nodes]
-        shown = re.search(r"\bNodeAddr=(\S+)", subprocess.run(command, capture_output=True, text=True).stdout)
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=_SCONTROL_S)
+        shown = re.search(r"\bNodeAddr=(\S+)", ran.stdout)
         if shown:
             return shown[1]
-    return nodes.partition(",")[0].partition("-")[0].replace("[", "").replace("]", "")
-
-
-def _start_rank(source: str, **variables: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", f"{source}\nrank_main()\n"],
-        env={**os.environ, **{name: str(value) for name, value in variables.items()}},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _connect(master: str, port: int, end: float, ranks: list[Any]) -> dict[str, Any]:
-    """Connect to the first rank, which listens after it has imported torch, or until all ranks have ended.
-
-    Returns:
-        `failed`, the last reason or None, and the own `address` of the connection.
-    """
-    failed = "no reply"
-    while time.monotonic() < end and any(rank.poll() is None for rank in ranks):
-        try:
-            with socket.create_connection((master, port), timeout=_CONNECT_S) as connection:
-                return {"failed": None, "address": connection.getsockname()[0].replace("::ffff:", "")}
-        except OSError as error:  # a time-out has no message
-            failed = error.strerror or "no reply"
-        time.sleep(0.1)
-    return {"failed": failed}
+    return re.sub(r"\[(\d+).*", r"\1", nodes.partition(",")[0])
 
 
 def _wait_for(rank: subprocess.Popen[str], end: float) -> dict[str, Any]:
@@ -241,7 +198,8 @@ def rank_main() -> None:
     """Join a Gloo group, and an NCCL group if every rank has a GPU; sum integers; time an all-reduce.
 
     Prints, as JSON objects: `stage` before each step; `build` (versions of torch and NCCL), `gpus` (their
-    number); for each backend `wrong` (the first wrong sum, or None) and `mb_per_s` (of a link of a ring).
+    number), `gpu` (the name of its own); for each backend `wrong` (the first wrong sum, or None) and
+    `mb_per_s` (of a link of a ring).
     """
     signal.alarm(int(os.environ["DOCTOR_LIMIT_S"]) + 10)  # if the probe was killed
     _print(stage="importing torch")
@@ -254,7 +212,7 @@ def rank_main() -> None:
     _print(stage="selecting a GPU", build=build, gpus=torch.cuda.device_count())
     if is_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    _print(stage=JOINING)
+    _print(stage=JOINING, gpu=torch.cuda.get_device_name() if is_gpu else None)
     dist.init_process_group("gloo", timeout=timedelta(seconds=float(os.environ["DOCTOR_LIMIT_S"]) / 2))
     are_gpus = torch.tensor(int(is_gpu))
     dist.all_reduce(are_gpus, dist.ReduceOp.MIN)

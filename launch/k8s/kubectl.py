@@ -1,17 +1,42 @@
-"""Create, query and cancel jobs with kubectl. A job is named NAMESPACE/KIND/NAME, see `manifests.job_id`."""
+"""`launch k8s`: create, query and cancel jobs by kubectl, whose errors become a `ConfigError`."""
 
+import argparse
 import json
 import re
 import subprocess
+import sys
 from contextlib import suppress
 from typing import Any
 
-from kinemae.data_tools.exit_codes import EXIT_STOPPED, FAILED, describe_exit
+from kinemae.data_tools.exit_codes import EXIT_DATA, EXIT_STOPPED, FAILED, describe_exit
 from kinemae.data_tools.overrides import ConfigError
-from kinemae.launch.k8s.manifests import JOBSET_LABEL, RESTART_LABEL, Manifest, to_yaml
+from kinemae.launch.cluster import read_cluster
+from kinemae.launch.job import JobRefused, check_job, config_index
+from kinemae.launch.k8s.cluster import KubernetesCluster
+from kinemae.launch.k8s.manifests import JOBSET_LABEL, RESTART_LABEL, Manifest, job_id, job_manifests, to_yaml
 
-_TIMEOUT_S = 60
+_TIMEOUT_S, _SHOWN_LINES = 60, 5
 _INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+
+
+def run_k8s(arguments: argparse.Namespace) -> int:
+    """Check the config, then print the manifests or create them."""
+    config_index(arguments.job)  # refuses a wrong job before slow imports
+    cluster = read_cluster(KubernetesCluster, arguments.cluster, arguments.overrides)
+    objects = job_manifests(cluster, arguments.job)
+    world_size = cluster.nodes * cluster.processes_per_node
+    try:
+        check_job(arguments.job, cluster.environment, world_size=world_size, trains_here=False)
+    except JobRefused as refused:
+        if refused.code != EXIT_DATA:
+            raise
+        sys.stderr.write("the data is not on this machine: the pods check it\n")
+    if arguments.dry_run:
+        sys.stdout.write(to_yaml(objects))
+        return 0
+    create_job(job_id(cluster), objects)
+    sys.stdout.write(f"created; to see its state: kinemae launch status k8s:{job_id(cluster)}\n")
+    return 0
 
 
 def create_job(job: str, objects: list[Manifest]) -> None:
@@ -47,11 +72,7 @@ def create_job(job: str, objects: list[Manifest]) -> None:
 
 
 def job_state(job: str) -> dict[str, Any]:
-    """The `state`, exit `code` and `message` of a job, as `launch status` shows them.
-
-    Raises:
-        ValueError: kubectl failed, or the job's name is malformed.
-    """
+    """The `state`, exit `code` and `message` of a job, as `launch status` shows them."""
     namespace, target, name = _parts(job)
     shown = _kubectl(namespace, "get", target, "--ignore-not-found", "--output=json")
     if not shown:
@@ -62,10 +83,11 @@ def job_state(job: str) -> dict[str, Any]:
         return {"state": "ended", "code": 0, "message": f"{job}: {describe_exit(0)} (exit code 0)"}
     pods = _pods(namespace, name)
     if "Failed" in true:
-        code = _failed_code(pods)
-        reason = true["Failed"].get("message", "failed") if code is None else describe_exit(code)
-        shown_code = "" if code is None else f" (exit code {code})"
-        return {"state": "ended", "code": code, "message": f"{job}: {reason}{shown_code}"}
+        end = _failed(pods) or {}
+        code, log = end.get("exitCode"), end.get("message", "").splitlines()[-_SHOWN_LINES:]
+        reason = true["Failed"].get("message", "failed")
+        reason = reason if code is None else f"{describe_exit(code)} (exit code {code})"
+        return {"state": "ended", "code": code, "message": "\n".join([f"{job}: {reason}", *log])}
     if "Suspended" in true:
         return {"state": "pending", "message": f"{job}: suspended, as while it waits in a queue"}
     waiting = [pod for pod in pods if pod["status"].get("phase") != "Running"]
@@ -79,9 +101,6 @@ def cancel_job(job: str) -> str:
     """Delete a job; its pods save a checkpoint. Return a message.
 
     The job's name stays in use until its pods have ended: two jobs of a name would share their host names.
-
-    Raises:
-        ValueError: the job does not exist, or kubectl failed.
     """
     namespace, target, _ = _parts(job)
     _kubectl(namespace, "delete", target, "--cascade=foreground", "--wait=false")
@@ -89,11 +108,7 @@ def cancel_job(job: str) -> str:
 
 
 def print_logs(job: str, *, rank: int, lines: int, follow: bool) -> int:
-    """Print the output of rank 0, the only rank that its pod prints; return kubectl's exit code.
-
-    Raises:
-        ValueError: another rank, or no kubectl.
-    """
+    """Print the output of rank 0, the only rank that its pod prints; return kubectl's exit code."""
     namespace, _, name = _parts(job)
     if rank:
         raise ConfigError(
@@ -126,7 +141,7 @@ def _kubectl(namespace: str, *words: str, given: str = "") -> str:
 
 
 def _parts(job: str) -> tuple[str, str, str]:
-    """Namespace, KIND/NAME and NAME of a job."""
+    """Namespace, KIND/NAME and NAME of a job, see `manifests.job_id`."""
     match = re.fullmatch(r"([^/]+)/((?:trainjob|jobset)/([^/]+))", job)
     if match is None:
         raise ConfigError(f"expected k8s:NAMESPACE/trainjob/NAME or k8s:NAMESPACE/jobset/NAME, got k8s:{job}")
@@ -141,14 +156,13 @@ def _pods(namespace: str, name: str) -> list[dict[str, Any]]:
     return pods
 
 
-def _failed_code(pods: list[dict[str, Any]]) -> int | None:
-    """The exit code that explains a failed job: a final one before a crash before a stop."""
-    statuses = [status for pod in pods for status in pod["status"].get("containerStatuses", [])]
-    ends = [
-        status["state"]["terminated"]["exitCode"] for status in statuses if "terminated" in status["state"]
-    ]
-    failures = sorted(filter(None, ends), key=lambda code: (code not in FAILED, code == EXIT_STOPPED))
-    return failures[0] if failures else None
+def _failed(pods: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The end of the pod that explains a failed job: a final failure before a crash before a stop."""
+    states = [one["state"] for pod in pods for one in pod["status"].get("containerStatuses", [])]
+    ends = [state["terminated"] for state in states if state.get("terminated", {}).get("exitCode")]
+    return min(
+        ends, key=lambda end: (end["exitCode"] not in FAILED, end["exitCode"] == EXIT_STOPPED), default=None
+    )
 
 
 def _reason(pod: dict[str, Any]) -> str:

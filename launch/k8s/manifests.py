@@ -6,12 +6,15 @@ for Kubeflow Trainer v2.3 (trainer.kubeflow.org/v1alpha1) and JobSet v0.10+ (job
 """
 
 import hashlib
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from kinemae.data_tools.exit_codes import EXIT_STOPPED, FAILED
 from kinemae.data_tools.overrides import require
+from kinemae.launch.job import Job, prepare_job
 from kinemae.launch.k8s.cluster import KubernetesCluster
 
 Manifest = dict[str, Any]
@@ -25,14 +28,31 @@ _LINE = 100
 _GRACE_S = 30  # time of a pod beyond the time in which its processes save
 
 
-def manifests(cluster: KubernetesCluster, job_text: str, config_text: str) -> list[Manifest]:
-    """All objects of a job in the order of their creation; the job is the last."""
-    digest = hashlib.sha256(f"{job_text}\0{config_text}".encode()).hexdigest()[:8]
-    source = f"{cluster.name}-{digest}"
-    entries = {"immutable": True, "data": {JOB: job_text, CONFIG: config_text}}
-    config_map = {**_header("v1", "ConfigMap", source, cluster), **entries}
+def job_manifests(cluster: KubernetesCluster, job_argv: list[str]) -> list[Manifest]:
+    """All objects of a job in the order of their creation; the job is the last.
+
+    Raises:
+        ValueError: run_dir is not on a volume, or the job is not a training.
+    """
+    job = prepare_job(job_argv, cluster.environment, python=cluster.python, dry_run=False)
+    config = Path(job.config).read_text(encoding="utf-8")
+    entries = {JOB: _in_pod(cluster, job).to_json(), CONFIG: config}
+    digest = hashlib.sha256("\0".join(entries.values()).encode()).hexdigest()
+    source = f"{cluster.name}-{digest[:8]}"
+    config_map = {**_header("v1", "ConfigMap", source, cluster), "immutable": True, "data": entries}
     build = _train_job if cluster.manifest == "trainjob" else _job_set
     return [config_map, *build(cluster, source)]
+
+
+def _in_pod(cluster: KubernetesCluster, job: Job) -> Job:
+    """The job with the paths inside the pods: the image's installed package, the ConfigMap's config."""
+    run_dir = PurePosixPath(job.run_dir)
+    volumes = [PurePosixPath(folder) for folder in cluster.volumes]
+    is_kept = any(folder == run_dir or folder in run_dir.parents for folder in volumes)
+    require(is_kept, "run_dir", "lie on one of `volumes`, or the run is lost with its pods", job.run_dir)
+    argv = [f"{MOUNT}/{CONFIG}" if word == job.frozen_config else word for word in job.argv]
+    policy = {"max_restarts": cluster.max_restarts, "stop_s": float(cluster.stop_s)}
+    return replace(job, policy=policy, argv=argv, code="", cwd="/", config=f"{MOUNT}/{CONFIG}", commit=None)
 
 
 def _train_job(cluster: KubernetesCluster, source: str) -> list[Manifest]:
@@ -118,6 +138,7 @@ def _pod_template(cluster: KubernetesCluster, source: str) -> Manifest:
             }
         ],
         "resources": {"limits": dict(cluster.resources)},  # also the requests
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # the last lines, for `launch status`
         "volumeMounts": [{"name": name, "mountPath": folder} for folder, name in mounts.items()],
     }
     if cluster.secrets:

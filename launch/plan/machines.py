@@ -1,7 +1,7 @@
 """Machines of a plan: keys of `launch plan`, and a table of devices."""
 
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 from kinemae.data_tools.devices import GPUS
 from kinemae.data_tools.overrides import require
@@ -11,19 +11,6 @@ _CORE_TFLOPS, _CORE_GB = 0.118, 4.0
 CORE_MFU = 0.6  # measured: 0.64
 # Devices of a node, and memory of an empty process in GB: measured on the core, assumed for GPUs.
 _CORE, _GPU = (1, 0.87), (8, 1.5)
-
-
-class Resolved(NamedTuple):
-    """Machines without missing values; `world` is the number of processes."""
-
-    device: str
-    nodes: int
-    world: int
-    peak_tflops: float
-    memory_gb: float
-    mfu: float
-    process_gb: float
-    allocator_overhead: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +45,17 @@ class Machines:
                 require(least, entry.name, "be above 0", value)
         require(self.mfu is None or self.mfu <= 1, "mfu", "be at most 1", self.mfu)
 
-    def resolved(self, precision: str, mfu: float) -> Resolved:
-        """Fill missing values; `mfu` is the expected one."""
+    def resolved(self, precision: str, mfu: float) -> dict[str, Any]:
+        """All values: missing ones are those of the device, or the expected `mfu`; and `world` processes."""
         gpu = GPUS.get(self.device)
         per_node, process_gb = _GPU if gpu else _CORE
-        return Resolved(
-            device=self.device,
-            nodes=self.nodes,
-            world=self.nodes * (self.devices_per_node or per_node),
-            peak_tflops=self.peak_tflops or (gpu.peak_tflops(precision) if gpu else _CORE_TFLOPS),
-            memory_gb=self.memory_gb or (gpu.memory_gb if gpu else _CORE_GB),
-            mfu=self.mfu or mfu,
-            process_gb=self.process_gb or process_gb,
-            allocator_overhead=self.allocator_overhead,
-        )
+        return {
+            "device": self.device,
+            "nodes": self.nodes,
+            "world": self.nodes * (self.devices_per_node or per_node),
+            "peak_tflops": self.peak_tflops or (gpu.peak_tflops(precision) if gpu else _CORE_TFLOPS),
+            "memory_gb": self.memory_gb or (gpu.memory_gb if gpu else _CORE_GB),
+            "mfu": self.mfu or mfu,
+            "process_gb": self.process_gb or process_gb,
+            "allocator_overhead": self.allocator_overhead,
+        }

@@ -1,4 +1,4 @@
-"""Micro-batches, and memory of a process at each ZeRO stage with the largest micro-batch that fits.
+"""Memory of a process at each ZeRO stage, and the largest micro-batch that fits.
 
 DeepSpeed's estimator assumes half-precision weights with float32 copies, 18 or 20 bytes per weight. Here
 weights are float32 with bfloat16 autocast. Stage 0 needs 4 (weight) + 4 (gradient) + 8 (moments) = 16 bytes.
@@ -7,10 +7,7 @@ gradients.
 """
 
 import itertools
-from typing import Any, NamedTuple
-
-from kinemae.data_tools.overrides import ConfigError
-from kinemae.launch.plan.machines import Resolved
+from typing import Any
 
 STAGES = (0, 1, 2, 3)
 FLOAT = 4
@@ -18,48 +15,18 @@ _USABLE = 0.95  # of a device's memory: the rest is fragmented
 _PREFETCHED = 50_000_000  # weights that stage 3 prefetches, DeepSpeed's default
 
 
-class Batch(NamedTuple):
-    """Micro-batch and accumulation, as in `kinemae.data_tools.stream.order.plan_batch`."""
-
-    micro: int
-    accumulation: int
-
-
-def cut_batch(run: dict[str, Any], world: int) -> Batch:
-    """Split the global batch into the fewest equal micro-batches.
-
-    Raises:
-        ValueError: the processes cannot share it.
-    """
-    share, rest = divmod(run["global_clips"], world)
-    views = run["views_per_video"]
-    if rest == 0:
-        for accumulation in range(-(-share // run["clips_per_device"]), share + 1):
-            if accumulation and share % accumulation == 0 and (share // accumulation) % views == 0:
-                return Batch(share // accumulation, accumulation)
-    raise ConfigError(
-        f"batch.global_clips={run['global_clips']} cannot be split by {world} processes into equal "
-        f"micro-batches of at most batch.clips_per_device={run['clips_per_device']} clips, in multiples of "
-        f"data.views_per_video={views}; fix: set it to a multiple of {world} x {views} = {world * views}, or "
-        "change nodes and devices_per_node"
-    )
-
-
-def states(
-    parameters: dict[str, int], *, stage: int, world: int, bucket_mb: int, overlaps: bool
-) -> dict[str, float]:
+def states(parameters: dict[str, int], run: dict[str, Any], *, stage: int, world: int) -> dict[str, float]:
     """Bytes of one process that do not depend on the micro-batch, by kind.
 
     Args:
-        parameters: from `pretrain cost`.
-        bucket_mb: `engine.bucket_mb`.
-        overlaps: `engine.overlap_comm`: at stage 2 DeepSpeed fills one bucket and sends another.
+        parameters, run: of `pretrain cost`. At stage 2 with `engine.overlap_comm`, DeepSpeed fills one
+            bucket and sends another.
     """
     weights = FLOAT * parameters["trainable"]
     frozen = FLOAT * (parameters["all"] - parameters["trainable"])
     frozen += parameters["buffer_bytes"] + parameters["unsaved_bytes"]
     share = weights / world
-    bucket = min(1e6 * bucket_mb, weights)
+    bucket = min(1e6 * run["bucket_mb"], weights)
     if stage == 0:
         return {
             "weights": weights,
@@ -76,7 +43,7 @@ def states(
         "gradients": whole + share,
         "moments": 2 * share,
         # Stage 1 has none; stage 3 copies one in another layout.
-        "buckets": bucket * (0 if stage == 1 else 2 if stage == 3 or overlaps else 1),
+        "buckets": bucket * (0 if stage == 1 else 2 if stage == 3 or run["overlap_comm"] else 1),
         "frozen": frozen / world if stage == 3 else frozen,
         "master": share,
         # The engine's full copy for pictures and exports; on a GPU, on rank 0 only.
@@ -84,43 +51,31 @@ def states(
     }
 
 
-def passing(cost: dict[str, Any], clips: int, machines: Resolved, *, recomputes: bool) -> float:
-    """Peak bytes of a micro-batch: activations, temporary tensors, clips."""
-    peak = cost["recomputed" if recomputes else "plain"]["peak"]
-    activations = peak["fixed"] + peak["per_clip"] * clips
-    batch = (cost["run"]["rgb_bytes"] + cost["run"]["planes_bytes"]) * clips
-    return activations * (1 + machines.allocator_overhead) + batch
-
-
 def needed(
-    cost: dict[str, Any], clips: int, machines: Resolved, *, stage: int, recomputes: bool
+    cost: dict[str, Any], clips: int, machines: dict[str, Any], *, stage: int, recomputes: bool
 ) -> dict[str, float]:
-    """Peak bytes of one process by kind, and their sum.
+    """Peak bytes of one process by kind, and their sum. Activations include temporary tensors and clips.
 
     At stages 0 and 1 gradients are views of their buckets, which are all sent at once: gloo and bf16 copy
     them.
     """
-    run, values, is_cpu = cost["run"], cost["parameters"]["trainable"], machines.device == "cpu"
-    parts = states(
-        cost["parameters"],
-        stage=stage,
-        world=machines.world,
-        bucket_mb=run["bucket_mb"],
-        overlaps=run["overlap_comm"],
-    )
-    held = passing(cost, clips, machines, recomputes=recomputes)
-    if machines.world > 1 and stage == 3 and is_cpu:  # gloo reduces a copy
+    run, values, is_cpu = cost["run"], cost["parameters"]["trainable"], machines["device"] == "cpu"
+    parts = states(cost["parameters"], run, stage=stage, world=machines["world"])
+    peak = cost["recomputed" if recomputes else "plain"]["peak"]
+    activations = (peak["fixed"] + peak["per_clip"] * clips) * (1 + machines["allocator_overhead"])
+    activations += (run["rgb_bytes"] + run["planes_bytes"]) * clips
+    if machines["world"] > 1 and stage == 3 and is_cpu:  # gloo reduces a copy
         parts["buckets"] *= 1.5
-    if machines.world > 1 and stage <= 1 and (is_cpu or run["grad_reduce_dtype"] == "bf16"):
+    if machines["world"] > 1 and stage <= 1 and (is_cpu or run["grad_reduce_dtype"] == "bf16"):
         parts["buckets"] = values * (FLOAT if is_cpu else 2)
-    parts = {**parts, "activations": held, "process": 1e9 * machines.process_gb}
+    parts = {**parts, "activations": activations, "process": 1e9 * machines["process_gb"]}
     return {**parts, "all": sum(parts.values())}
 
 
-def memory_table(cost: dict[str, Any], micro: int, machines: Resolved) -> list[dict[str, Any]]:
+def memory_table(cost: dict[str, Any], micro: int, machines: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each stage, with and without activation checkpointing."""
     rows = []
-    usable = _USABLE * 1e9 * machines.memory_gb
+    usable = _USABLE * 1e9 * machines["memory_gb"]
     for stage, recomputes in itertools.product(STAGES, (False, True)):
         none, one, parts = (
             needed(cost, clips, machines, stage=stage, recomputes=recomputes) for clips in (0, 1, micro)

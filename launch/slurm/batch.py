@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,16 +20,14 @@ if __name__ == "__main__":  # run as a file, with -P, from the frozen code
 
 from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK, EXIT_TERMINATED
 from kinemae.data_tools.overrides import ConfigError
+from kinemae.launch.doctor.probe import slurm_address
 from kinemae.launch.job import Job
 from kinemae.launch.record import STOP, Record, request_stop, saved_steps
-from kinemae.launch.slurm.cluster import SlurmCluster
-from kinemae.launch.slurm.queue import CANCELLED, requeue_job, run_slurm
+from kinemae.launch.slurm.cluster import SETTINGS, SlurmCluster
+from kinemae.launch.slurm.queue import CANCELLED, requeue_job
 from kinemae.launch.supervisor.hosts import free_port
 from kinemae.launch.supervisor.policy import FAILED, STOPPED, TOO_FEW_NODES, History, requeue
 from kinemae.launch.supervisor.rank import catch_signals, log_line
-from kinemae.launch.supervisor.start import agent_command
-
-SETTINGS = "slurm.json"
 
 
 class BatchJob:
@@ -68,8 +65,9 @@ class BatchJob:
 
     def _start_agents(self, run_id: str) -> int:
         """Run an agent on each node; return the exit code of srun, the highest of its tasks."""
-        address = self._cluster.environment.get("MASTER_ADDR") or first_address()
-        command = agents_command(self._cluster, self._job, f"{address}:{free_port()}", run_id)
+        # The batch job runs on the first node.
+        address = self._cluster.environment.get("MASTER_ADDR") or slurm_address(os.environ["SLURMD_NODENAME"])
+        command = self._cluster.agents(self._job, f"{address}:{free_port()}", run_id)
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as agents:
             while agents.poll() is None:
                 if select.select([self._wakeup], [], [], 1.0)[0]:
@@ -110,27 +108,6 @@ class BatchJob:
             requeue_job(self._id, excluded)
         except ConfigError as error:
             log_line(self._run_dir, f"the requeue failed: {error}")
-
-
-def agents_command(cluster: SlurmCluster, job: Job, rendezvous: str, run_id: str) -> list[str]:
-    """The command that starts an agent on each node of the allocation."""
-    nodes, count = cluster.nodes, cluster.nodes + cluster.spare
-    # srun ignores sbatch's value since Slurm 22.05. Without a spare node, Slurm ends the job with a node.
-    cores = f"--cpus-per-task={cluster.processes_per_node * cluster.cpus_per_process}"
-    srun = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", cores]
-    srun += ["--kill-on-bad-exit=0", "--wait=0", *(["--no-kill"] if cluster.spare else []), *cluster.srun]
-    options = ["--node-slots", str(cluster.processes_per_node), "--nodes", f"{nodes}:{nodes}"]
-    options += ["--agents", str(count), "--rendezvous", rendezvous, "--run-id", run_id]
-    return [*srun, *agent_command(cluster.container, job, *options)]
-
-
-def first_address() -> str:
-    """The address that Slurm uses for the first node of the job: the node's name may not resolve."""
-    node = os.environ["SLURMD_NODENAME"]  # the batch job runs on the first node
-    with suppress(ConfigError):
-        shown = run_slurm("scontrol", "--oneliner", "show", "node", node).split()
-        node = dict(word.partition("=")[::2] for word in shown).get("NodeAddr", node)
-    return node
 
 
 def main(argv: list[str]) -> int:

@@ -1,8 +1,22 @@
-"""Cluster file of `launch slurm`."""
+"""`launch slurm`: write a batch script into the run folder and submit it."""
 
-from dataclasses import dataclass, field
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-from kinemae.data_tools.overrides import require
+from kinemae.data_tools.files import to_json_lines
+from kinemae.data_tools.overrides import ConfigError, require
+from kinemae.launch.cluster import ClusterConfig
+from kinemae.launch.job import LOGS_FOLDER, Job
+from kinemae.launch.record import Record
+from kinemae.launch.slurm.queue import CANCELLED
+
+SCRIPT, SETTINGS = "job.sbatch", "slurm.json"
+_UNQUOTED = re.compile(r"[\w.,:=/@+%*~-]+", re.ASCII)  # values that sbatch takes without quotes
 
 # Options that the batch script sets; a second one in `extra` would override it. An array of one run would
 # write to its folder several times at once.
@@ -14,7 +28,7 @@ _OWN_OPTIONS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlurmCluster:
+class SlurmCluster(ClusterConfig):
     """Cluster file of `launch slurm`; an empty text leaves the choice to the cluster.
 
     Attributes:
@@ -32,9 +46,6 @@ class SlurmCluster:
         signal_s: seconds before the time limit at which Slurm sends SIGUSR1, which requests a checkpoint, and
             the time for a checkpoint after any request.
         max_restarts: restarts, or requeues, in a row without a new checkpoint.
-        container: command prefix of each agent, as in [apptainer, exec, --nv, IMAGE].
-        environment: variables of each process.
-        python: the interpreter of agents and processes; empty for the one that submits.
     """
 
     partition: str = ""
@@ -54,9 +65,8 @@ class SlurmCluster:
     requeue: bool = True
     signal_s: int = 600
     max_restarts: int = 3
-    container: list[str] = field(default_factory=list)
-    environment: dict[str, str] = field(default_factory=dict)
-    python: str = ""
+
+    KIND = "slurm"
 
     def __post_init__(self) -> None:
         for key in ("nodes", "processes_per_node", "cpus_per_process"):
@@ -73,11 +83,7 @@ class SlurmCluster:
             require(is_free, "extra", f"not contain {name}, which the launcher sets", option)
 
     def options(self, **own: str) -> list[str]:
-        """Options of sbatch, and of the doctor's srun; an empty value leaves the choice to the cluster.
-
-        Args:
-            own: further options, with `_` for `-`.
-        """
+        """Options of sbatch and of the doctor's srun; `own` has `_` for `-`. Empty ones are left out."""
         gpus = ["gpu", self.gpu_type, str(self.gpus_per_node)] if self.gpus_per_node else []
         given = {
             "partition": self.partition,
@@ -90,3 +96,71 @@ class SlurmCluster:
         }
         values = {**own, **given}
         return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value]
+
+    def world(self) -> int:
+        return self.nodes * self.processes_per_node
+
+    def policy(self) -> dict[str, Any]:
+        return {"max_restarts": self.max_restarts, "stop_s": float(self.signal_s)}
+
+    def files(self, job: Job) -> dict[Path, str]:
+        """The batch script, and the keys of the cluster file for `batch.py`.
+
+        The script becomes one command, so that Slurm's signals reach it. Raises `ConfigError` for a run
+        folder or a value that Slurm cannot use.
+        """
+        can_log = job.run_dir.isprintable() and "\\" not in job.run_dir
+        expected = "be one line without backslashes: Slurm cannot log into others"
+        require(can_log, "run_dir", expected, job.run_dir)
+        logs = str(Path(job.run_dir) / LOGS_FOLDER).replace("%", "%%")  # `%` begins a field such as `%j`
+        given = self.options(
+            job_name=self.name or Path(job.run_dir).name,
+            time=self.time,
+            nodes=str(self.nodes + self.spare),
+            signal=f"B:USR1@{self.signal_s}",
+            output=f"{logs}/slurm-%j.log",
+            open_mode="append",
+        )
+        given += ["--requeue" if self.requeue else "--no-requeue", *(["--no-kill"] if self.spare else [])]
+        lines = ["#!/bin/bash", "# written by `kinemae launch slurm`"]
+        lines += [f"#SBATCH {_quoted(option)}" for option in [*given, *self.extra]]
+        command = [sys.executable, "-P", job.script("slurm/batch.py"), str(job.path)]
+        script = "\n".join(lines) + "\n\nexec " + " \\\n    ".join(map(shlex.quote, command)) + "\n"
+        usual = asdict(SlurmCluster())
+        settings = {key: value for key, value in asdict(self).items() if value != usual[key]}
+        return {job.path.with_name(SCRIPT): script, job.path.with_name(SETTINGS): to_json_lines(settings)}
+
+    def commands(self, job: Job) -> dict[str, list[str]]:
+        submit = ["sbatch", "--parsable", str(job.path.with_name(SCRIPT))]
+        return {"this machine": submit, "the first node": self.agents(job, "ADDRESS:PORT", "JOB")}
+
+    def agents(self, job: Job, rendezvous: str, run_id: str) -> list[str]:
+        """The command that starts an agent on each node of the allocation."""
+        count = self.nodes + self.spare
+        # srun ignores sbatch's value since Slurm 22.05. Without a spare node, Slurm ends the job with a node.
+        cores = f"--cpus-per-task={self.processes_per_node * self.cpus_per_process}"
+        srun = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", cores]
+        srun += ["--kill-on-bad-exit=0", "--wait=0", *(["--no-kill"] if self.spare else []), *self.srun]
+        options = ["--node-slots", str(self.processes_per_node), "--nodes", f"{self.nodes}:{self.nodes}"]
+        options += ["--agents", str(count), "--rendezvous", rendezvous, "--run-id", run_id]
+        return [*srun, *self.agent_command(job, *options)]
+
+    def run(self, job: Job) -> int:
+        """Submit the batch script."""
+        job.path.with_name(CANCELLED).unlink(missing_ok=True)
+        ran = subprocess.run(self.commands(job)["this machine"], capture_output=True, text=True)
+        if ran.returncode != 0:
+            raise ConfigError(f"sbatch refused the job: {ran.stderr.strip()}")
+        job_id = ran.stdout.strip().partition(";")[0]  # JOB;CLUSTER if there are several clusters
+        Record(Path(job.run_dir)).update(job_id=job_id)
+        sys.stdout.write(f"job {job_id}; kinemae launch status {shlex.quote(job.run_dir)}\n")
+        return 0
+
+
+def _quoted(option: str) -> str:
+    name, equals, value = option.partition("=")
+    require(option.isprintable(), f"{name} of sbatch", "be one line of printable text", value)
+    if not equals or _UNQUOTED.fullmatch(value):
+        return option
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{name}="{escaped}"'

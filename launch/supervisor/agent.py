@@ -6,7 +6,6 @@ decides (`leader.py`). The output of rank 0 goes to stdout, lines for the user g
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -14,10 +13,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +24,20 @@ if __name__ == "__main__":  # run as a file, with -P, from the frozen code
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_STUCK
+from kinemae.data_tools.files import COMMIT
 from kinemae.launch.job import Job
 from kinemae.launch.record import AGENT_LOCK, Record, take_lock, take_stop_request
-from kinemae.launch.supervisor.hosts import free_port
+from kinemae.launch.supervisor.hosts import be_the_only_agent, free_port, print_status
 from kinemae.launch.supervisor.leader import Leader, NodeInfo, Plan, Superseded, Verdict
-from kinemae.launch.supervisor.membership import (
-    ElasticNodes,
-    Heartbeat,
-    Membership,
-    Round,
-    SingleNode,
-    StoreLost,
-    TooFewNodes,
-)
-from kinemae.launch.supervisor.policy import STOPPED, TOO_FEW_NODES, PolicyConfig, node_failure
+from kinemae.launch.supervisor.membership import Heartbeat, Membership, Round, StoreLost, TooFewNodes, connect
+from kinemae.launch.supervisor.policy import ARRIVE_S, STOPPED, TOO_FEW_NODES, PolicyConfig, node_failure
 from kinemae.launch.supervisor.rank import NodeRanks, Rank, catch_signals, log_line, note
 
 _ENVIRONMENT = dict(os.environ)  # of the processes, before torch and this agent change their own
 _POLL_S = 1.0  # of the store
 _TICK_S, _WAIT_S = 0.5, 0.3  # with processes, and for other agents
 _LEAVE_S = 5.0  # the store stays for the other agents
-_ARRIVE_S = 600.0  # the other agents start on slow file systems
 _BUSY_S = 3.0  # for an agent of an earlier start that is about to end
-
 
 Start = Callable[[Plan, int], NodeRanks]
 
@@ -87,7 +77,7 @@ class Agent:
         self._run_dir = Path(job.run_dir)
         self._record = Record(self._run_dir)
         self._stop: int | None = None
-        self._is_killed = False
+        self._processes: NodeRanks | None = None  # in an attempt
         self._alive = Heartbeat(changed_s=-math.inf)  # of the leader of any attempt
         self._polled_s = 0.0
         self._threads = ThreadPoolExecutor(1)
@@ -113,7 +103,7 @@ class Agent:
     def _wait_for_agents(self) -> None:
         """Wait until all agents have started, so that the first round has all nodes."""
         if self._store.add("arrived", 1) < self._given.agents:
-            until = time.monotonic() + _ARRIVE_S
+            until = time.monotonic() + ARRIVE_S
             while self._store.add("arrived", 0) < self._given.agents and time.monotonic() < until:
                 self.idle()
 
@@ -134,14 +124,14 @@ class Agent:
                 # Otherwise the others are in an attempt: this host takes part from the next restart on.
 
     def _give_up(self) -> None:
-        self.log(f"fewer than min_nodes={self._given.nodes[0]} hosts are left")
+        log_line(self._run_dir, f"fewer than min_nodes={self._given.nodes[0]} hosts are left")
         failure = self._record.read().get("failure") or {}
         self._end(failure.get("code") or EXIT_CRASHED, TOO_FEW_NODES)
 
     def _end(self, code: int, cause: str) -> None:
         """End the run outside of an attempt."""
         if self._record.read().get("run_id") == self._given.run_id:
-            self._record.end(code, cause=cause, agents={})
+            self._record.end(code, cause=cause)
         self._finish(code)
 
     def _wait_for_end(self) -> None:
@@ -173,47 +163,50 @@ class Agent:
         """
         time.sleep(_WAIT_S)
         self.take_signals()
-        self.poll(None)
-        is_alone = self._alive.is_silent(self._policy.heartbeat_timeout_s)
-        if self._stop is not None and self._given.serves and is_alone:
+        self.poll()
+        if self._stop is not None and self._given.serves and self.is_alone:
             self._end(128 + self._stop, STOPPED)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no agent leads an attempt, or the leader is lost."""
+        return self._alive.is_silent(self._policy.heartbeat_timeout_s)
 
     def take_signals(self) -> None:
         """Request a stop of the whole run for each received signal; a second SIGINT kills."""
         while self._signals:
             number = self._signals.pop(0)
-            if self._stop is not None:
-                number = signal.SIGKILL if number == signal.SIGINT else number
-            self._request(number)
+            self._request(signal.SIGKILL if number == signal.SIGINT and self._stop is not None else number)
             self._polled_s = 0.0
 
     def _request(self, number: int) -> None:
-        self._store.set("kill" if number == signal.SIGKILL else "stop", str(int(number)))
+        if self._store.read("stop") is None or number == signal.SIGKILL:
+            self._store.set("stop", str(int(number)))
 
-    def poll(self, processes: NodeRanks | None) -> bool:
+    def poll(self) -> bool:
         """Once a second, read requests from the run folder and the store; return whether it did so."""
         if time.monotonic() - self._polled_s < _POLL_S:
             return False
         self._polled_s = time.monotonic()
         if self._given.serves and (requested := take_stop_request(self._run_dir)) is not None:
             self._request(requested)
-        if self._stop is None and (stop := self._store.read("stop")) is not None:
+        if (stop := self._store.read("stop")) is not None and int(stop) != self._stop:
             self._stop = int(stop)
-            if processes is not None:
-                processes.stop(self._stop, self._policy.stop_s)
-        if not self._is_killed and self._store.read("kill") is not None:
-            self._is_killed, self._stop = True, self._stop or signal.SIGKILL
-            if processes is not None:
-                processes.stop(signal.SIGKILL, 0)
-        if processes is None:
-            if (final := self._store.read("final")) is not None:
-                self._finish(int(final))
-            self._alive.see(self._store.read("alive"))
+            self._stop_processes()
+        if self._processes is None and (final := self._store.read("final")) is not None:
+            self._finish(int(final))
+        self._alive.see(self._store.read("alive"))
         return True
 
-    def log(self, text: str) -> None:
-        """Print a line on the terminal and append it to RUN/logs/launch.log."""
-        log_line(self._run_dir, text)
+    def start(self, plan: Plan, node: int) -> NodeRanks:
+        """Start the processes of this node; a stop may have been requested meanwhile."""
+        self._processes = self._start(plan, node)
+        self._stop_processes()
+        return self._processes
+
+    def _stop_processes(self) -> None:
+        if self._processes is not None and self._stop is not None:
+            self._processes.stop(self._stop, 0 if self._stop == signal.SIGKILL else self._policy.stop_s)
 
 
 class _Attempt:
@@ -224,49 +217,44 @@ class _Attempt:
         self._given, self._policy = agent._given, agent._policy
         self._leader: Leader | None = None
         if joined.node == 0:
-            self._leader = Leader(joined, agent._job, self._given, record=agent._record, log=agent.log)
-        self._beats = 0
-        self._leader_beats = Heartbeat()
+            self._leader = Leader(joined, agent._job, self._given, record=agent._record)
+        agent._alive = Heartbeat(agent._store.read("alive"))
 
     def run(self) -> Verdict | None:
         """Run the processes of this node to their end; return the verdict, None if the leader is lost."""
-        own = NodeInfo(
-            host=self._given.host, pid=os.getpid(), slots=self._given.node_slots, port=free_port(),
-            address=_address_to(self._given),
-        )  # fmt: skip
-        self._store.set(f"node/{self._joined.node}", json.dumps(asdict(own)))
+        own = NodeInfo(self._given.host, self._given.node_slots, _address_to(self._given), free_port())
+        self._store.set(f"node/{self._joined.node}", json.dumps(own))
         plan = self._wait_for_plan()
         if not isinstance(plan, Plan):
             return plan
-        processes = self._agent._start(plan, self._joined.node)
+        processes = self._agent.start(plan, self._joined.node)
         try:
-            self._store.set(f"started/{self._joined.node}", json.dumps(processes.pids()))
             return self._follow(processes)
-        except (StoreLost, Superseded):
-            self._end_alone(processes)
+        except (StoreLost, Superseded):  # end the processes without the other nodes
+            processes.end(self._policy.grace_s)
+            while processes.is_running:
+                processes.wait(self._agent._wakeup, _TICK_S)
+            processes.close()
             raise
+        finally:
+            self._agent._processes = None
 
     def _wait_for_plan(self) -> Plan | Verdict | None:
-        made: Future[Plan | Verdict] | None = None
-        if self._leader is not None:  # in a thread: dry runs take long, and the others wait for beats
-            made = self._agent._threads.submit(self._leader.prepare)
         while True:
-            if made is not None:
-                if made.done():
-                    return made.result()
+            if self._leader is not None:
+                if (made := self._leader.prepare()) is not None:
+                    return made
             elif (text := self._store.read("plan")) is not None:
-                return Plan(**json.loads(text))
+                return Plan(*json.loads(text))
             elif (verdict := self._verdict()) is not None or self._has_lost_leader():
                 return verdict
             self._beat()
             self._agent.take_signals()
-            self._agent.poll(None)
+            self._agent.poll()
             time.sleep(_WAIT_S)
 
     def _follow(self, processes: NodeRanks) -> Verdict | None:
         agent, has_ended, is_failed = self._agent, False, False
-        if agent._stop is not None:  # requested meanwhile
-            processes.stop(signal.SIGKILL if agent._is_killed else agent._stop, self._policy.stop_s)
         while True:
             processes.wait(agent._wakeup, _WAIT_S if has_ended else _TICK_S)
             agent.take_signals()
@@ -276,8 +264,8 @@ class _Attempt:
                 processes.end(self._policy.grace_s)
             if not processes.is_running and not has_ended:
                 has_ended = True
-                self._store.set(f"end/{self._joined.node}", json.dumps(asdict(processes.close())))
-            if agent.poll(processes):
+                self._store.set(f"end/{self._joined.node}", json.dumps(processes.close()))
+            if agent.poll():
                 self._beat()
                 if (not is_failed and self._store.read("failed") is not None) or self._has_lost_leader():
                     is_failed = True
@@ -290,55 +278,49 @@ class _Attempt:
 
     def _verdict(self) -> Verdict | None:
         text = self._store.read("verdict")
-        return None if text is None else Verdict(**json.loads(text))
+        return None if text is None else Verdict(*json.loads(text))
 
     def _beat(self) -> None:
-        self._beats += 1
-        self._store.set(f"beat/{self._joined.node}", str(self._beats))
+        self._store.add(f"beat/{self._joined.node}", 1)
         if self._leader is not None:
-            self._agent._store.add("alive", 1)  # for agents that are not in the attempt
+            self._agent._store.add("alive", 1)
 
     def _has_lost_leader(self) -> bool:
-        if self._leader is not None:
-            return False
-        self._leader_beats.see(self._store.read("beat/0"))
-        return self._leader_beats.is_silent(self._policy.heartbeat_timeout_s)
-
-    def _end_alone(self, processes: NodeRanks) -> None:
-        """End the processes without the other nodes."""
-        processes.end(self._policy.grace_s)
-        while processes.is_running:
-            processes.wait(self._agent._wakeup, _TICK_S)
-        processes.close()
+        return self._leader is None and self._agent.is_alone
 
 
-def start_ranks(given: argparse.Namespace, job: Job) -> Start:
+def start_ranks(given: argparse.Namespace, job: Job, plan: Plan, node: int) -> NodeRanks:
     """Start the processes of a node by the plan of a round."""
+    first = sum(plan.processes[:node])
+    address, _, port = plan.master.rpartition(":")
+    shared = {
+        "WORLD_SIZE": str(sum(plan.processes)),
+        "LOCAL_WORLD_SIZE": str(plan.processes[node]),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": port,
+    }
+    environment = {**environment_of(job, _ENVIRONMENT), **shared}
+    task = [job.python, "-P", str(Path(__file__).with_name("task.py")), str(os.getpid()), job.cwd]
+    command = [*task, job.python, "-P", "-m", "kinemae", *job.argv]  # -P: no module of the working folder
+    about = {"run_dir": Path(job.run_dir), "host": given.host, "attempt": plan.attempt}
+    ranks: list[Rank] = []
+    failures = []
+    try:
+        for local in range(plan.processes[node]):
+            rank = {"RANK": str(first + local), "LOCAL_RANK": str(local)}
+            ranks.append(Rank(first + local, command, {**environment, **rank}, **about))
+    except OSError as error:  # no such interpreter on this host, or too many processes
+        text = f"{given.host} cannot start rank {first + len(ranks)}: {error}"
+        failures = [node_failure(given.host, time.time(), text)]
+    return NodeRanks(ranks, stop_s=PolicyConfig(**job.policy).stop_s, failures=failures)
 
-    def start(plan: Plan, node: int) -> NodeRanks:
-        first = sum(plan.processes[:node])
-        address, _, port = plan.master.rpartition(":")
-        shared = {
-            "WORLD_SIZE": str(plan.world),
-            "LOCAL_WORLD_SIZE": str(plan.processes[node]),
-            "MASTER_ADDR": address,
-            "MASTER_PORT": port,
-            "KINEMAE_PARENT": str(os.getpid()),
-        }
-        command = [job.python, "-P", str(Path(__file__).with_name("task.py")), given.job]
-        about = {"run_dir": Path(job.run_dir), "host": given.host, "attempt": plan.attempt}
-        ranks: list[Rank] = []
-        failures = []
-        try:
-            for local in range(plan.processes[node]):
-                rank = {"RANK": str(first + local), "LOCAL_RANK": str(local)}
-                ranks.append(Rank(first + local, command, {**_ENVIRONMENT, **shared, **rank}, **about))
-        except OSError as error:  # no such interpreter on this host, or too many processes
-            text = f"{given.host} cannot start rank {first + len(ranks)}: {error}"
-            failures = [node_failure(given.host, time.time(), text)]
-        return NodeRanks(ranks, stop_s=PolicyConfig(**job.policy).stop_s, failures=failures)
 
-    return start
+def environment_of(job: Job, present: Mapping[str, str]) -> dict[str, str]:
+    """The environment of all processes: the present one and the cluster file's variables."""
+    environment = {**present, **job.environment}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [job.code, environment.get("PYTHONPATH")]))
+    environment["PYTHONUNBUFFERED"] = "1"  # the last output before a crash must reach the log
+    return environment | ({COMMIT: job.commit} if job.commit else {})
 
 
 def _address_to(given: argparse.Namespace) -> str:
@@ -350,57 +332,6 @@ def _address_to(given: argparse.Namespace) -> str:
     with socket.socket(family, kind, protocol) as handle:
         handle.connect(address)  # sends nothing
         return str(handle.getsockname()[0])
-
-
-def print_status(run_dir: str, host: str, master: str) -> None:
-    """Print the fields of `HostStatus` as JSON: the host is reachable and has the code."""
-    guard = be_the_only_agent(run_dir, host, 0)
-    namespace = os.stat("/proc/self/ns/net").st_ino
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    resolve_error = None
-    try:
-        socket.getaddrinfo(master, 0, type=socket.SOCK_STREAM)
-    except OSError as error:
-        resolve_error = error.strerror or str(error)
-    status = {
-        "error": None if guard is not None else "an agent of an earlier start still runs there",
-        "port": free_port(),
-        "machine": f"{boot} {namespace}",
-        "resolve_error": resolve_error,
-        "hostname": socket.gethostname(),
-        "own_address": own_address(),
-        "has_interface": "GLOO_SOCKET_IFNAME" in os.environ,
-    }
-    sys.stdout.write(json.dumps(status))
-
-
-def own_address() -> str | None:
-    """The first bindable address of the own hostname; Gloo announces it to the other processes."""
-    with suppress(OSError):
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            socket.gethostname(), 0, type=socket.SOCK_STREAM
-        ):
-            with socket.socket(family, kind, protocol) as handle, suppress(OSError):
-                handle.bind(address)
-                return str(address[0])
-    return None
-
-
-def be_the_only_agent(run_dir: str, host: str, wait_s: float) -> socket.socket | None:
-    """Keep other agents of a run off this host, until the returned socket is closed; None if there is one.
-
-    An abstract socket disappears with its process.
-    """
-    name = hashlib.sha256(f"{run_dir}\0{host}".encode()).hexdigest()
-    handle, until = socket.socket(socket.AF_UNIX), time.monotonic() + wait_s
-    while True:
-        try:
-            handle.bind(f"\0kinemae-agent-{name}")
-            return handle
-        except OSError:
-            if time.monotonic() > until:
-                return None
-            time.sleep(0.2)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -432,51 +363,35 @@ def main(argv: list[str]) -> int:
         return 0
     given = parse(argv)
     signals: list[int] = []
-    wakeup = catch_signals(signals, keep_ignored=True)  # as under nohup
+    wakeup = catch_signals(signals)
     try:
         job = Job.read(Path(given.job))
+        policy, record = PolicyConfig(**job.policy), Record(Path(job.run_dir))
         guard = be_the_only_agent(job.run_dir, given.host, _BUSY_S)
         lock: Any = True
         if given.serves:
-            lock = take_lock(Path(job.run_dir), AGENT_LOCK, PolicyConfig(**job.policy).heartbeat_timeout_s)
+            lock = take_lock(Path(job.run_dir), AGENT_LOCK, policy.heartbeat_timeout_s)
     except OSError as error:  # a file system may be away for a moment
         note(f"{given.host}: cannot read the job: {error}")
         return EXIT_STUCK
     if guard is None or lock is None:
         note(f"{given.host}: another agent of {job.run_dir} is running")
         return EXIT_STUCK
-    if given.job_id and given.serves:
-        _begin_record(given, job)
-    return _member(given, job, signals, wakeup)
+    if given.job_id and given.serves:  # a pod, which has no launcher: begin the record, or continue it
+        if given.run_id == "0" or record.read().get("job_id") != given.job_id:
+            record.begin(kind="k8s", job_id=given.job_id)
+        record.update(run_id=given.run_id)
 
+    def is_over() -> bool:
+        return bool(signals) or (not given.job_id and record.read().get("run_id") != given.run_id)
 
-def _member(given: argparse.Namespace, job: Job, signals: list[int], wakeup: int) -> int:
-    policy, until = PolicyConfig(**job.policy), time.monotonic() + _ARRIVE_S
-    membership: Membership = SingleNode()
-    while given.nodes[1] > 1:
-        try:
-            membership = ElasticNodes(
-                given.rendezvous, serves=given.serves, run_id=given.run_id, node=given.node,
-                nodes=given.nodes, policy=policy,
-            )  # fmt: skip
-            break
-        except StoreLost as error:  # the agent with the store may still start
-            is_old = not given.job_id and Record(Path(job.run_dir)).read().get("run_id") != given.run_id
-            if given.serves or is_old or signals or time.monotonic() > until:
-                note(f"{given.host}: {error}")
-                return EXIT_STUCK
-            time.sleep(_POLL_S)
-    start = start_ranks(given, job)
+    try:
+        membership = connect(given, policy, is_over)
+    except StoreLost as error:
+        note(f"{given.host}: {error}")
+        return EXIT_STUCK
+    start = partial(start_ranks, given, job)
     return Agent(given, job, membership, start=start, signals=signals, wakeup=wakeup).run()
-
-
-def _begin_record(given: argparse.Namespace, job: Job) -> None:
-    """Begin the record of a run without a launcher, or continue that of its earlier start."""
-    record = Record(Path(job.run_dir))
-    if given.run_id == "0" or record.read().get("job_id") != given.job_id:
-        (Path(job.run_dir) / "launch").mkdir(parents=True, exist_ok=True)
-        record.begin(kind="k8s", job_id=given.job_id)
-    record.update(run_id=given.run_id)
 
 
 if __name__ == "__main__":

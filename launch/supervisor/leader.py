@@ -3,15 +3,15 @@
 import argparse
 import json
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from kinemae.data_tools.exit_codes import EXIT_CRASHED, describe_exit
-from kinemae.launch.job import Job, JobRefused, check_job
+from kinemae.data_tools.exit_codes import EXIT_CONFIG, EXIT_CRASHED, describe_exit
+from kinemae.launch.job import Job
 from kinemae.launch.record import Record, now, saved_steps
 from kinemae.launch.supervisor.membership import Heartbeat, Round
 from kinemae.launch.supervisor.policy import (
@@ -25,58 +25,34 @@ from kinemae.launch.supervisor.policy import (
     end_of,
     lost_node,
 )
+from kinemae.launch.supervisor.rank import log_line
 
 
-@dataclass(frozen=True, kw_only=True)
-class NodeInfo:
-    """A node of a round.
-
-    Attributes:
-        slots: the most processes.
-        address: by which the other nodes reach it; `port` is free there.
-    """
+class NodeInfo(NamedTuple):
+    """A node of a round: its most processes, the address by which others reach it, and a free port."""
 
     host: str
-    pid: int
     slots: int
     address: str
     port: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The assignment of a round.
-
-    Attributes:
-        processes: number of processes of each node.
-        master: HOST:PORT of the processes' own rendezvous.
-    """
+class Plan(NamedTuple):
+    """The number of processes of each node in an attempt, and HOST:PORT of their own rendezvous."""
 
     attempt: int
     processes: list[int]
     master: str
 
-    @property
-    def world(self) -> int:
-        return sum(self.processes)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """The decision after a round.
-
-    Attributes:
-        code: final exit code of the run; None for a restart.
-        excluded: hosts that take no further part.
-    """
+class Verdict(NamedTuple):
+    """The final exit code of the run, None for a restart; and the hosts that take no further part."""
 
     code: int | None
-    excluded: list[str]
+    excluded: Sequence[str]
 
 
-_WAIT_S = 0.2
 _READS, _POLL_S = 3, 1.0
-_DRY_RUN_S = 300.0
 
 
 class Superseded(Exception):
@@ -84,49 +60,36 @@ class Superseded(Exception):
 
 
 class Leader:
-    """Decides for all nodes of one round.
+    """Decides for all nodes of one round. Raises `Superseded` if other agents run the job.
 
     Args:
         given: the options of the agent.
         record: of the run, for all rounds of this agent.
-        log: prints a line for the user.
     """
 
-    def __init__(
-        self,
-        joined: Round,
-        job: Job,
-        given: argparse.Namespace,
-        *,
-        record: Record,
-        log: Callable[[str], None],
-    ):
+    def __init__(self, joined: Round, job: Job, given: argparse.Namespace, *, record: Record):
         self._store, self._count, self._job = joined.store, joined.nodes, job
         self._policy = PolicyConfig(**job.policy)
-        self._agents, self._nodes, self._log = given.agents, given.nodes, log
+        self._agents, self._nodes = given.agents, given.nodes
+        self._log = partial(log_line, Path(job.run_dir))
         self._record, self._run_id = record, given.run_id
         self._infos: list[NodeInfo] = []
+        self._until = time.monotonic() + self._policy.heartbeat_timeout_s  # one may be lost
         self._attempt = 0
         self._ends: dict[int, NodeEnd] = {}
         self._beats: dict[int, Heartbeat] = {}
-        self._pids: dict[str, Any] = {}
 
-    def prepare(self) -> Plan | Verdict:
-        """Wait for all nodes and assign ranks, or end the run.
+    def prepare(self) -> Plan | Verdict | None:
+        """Assign ranks, or end the run; None until all nodes have described themselves.
 
         The verdict on an attempt is missing if its leader was lost.
-
-        Raises:
-            Superseded: other agents run the job.
         """
-        until = time.monotonic() + self._policy.heartbeat_timeout_s
-        while len(self._infos) < self._count:
-            if (text := self._store.read(f"node/{len(self._infos)}")) is not None:
-                self._infos.append(NodeInfo(**json.loads(text)))
-            elif time.monotonic() > until:  # it was lost after it had joined: the next round is without it
-                return self._publish(Verdict(code=None, excluded=list(self._history().excluded)))
-            else:
-                time.sleep(_WAIT_S)
+        while (text := self._store.read(f"node/{len(self._infos)}")) is not None:
+            self._infos.append(NodeInfo(*json.loads(text)))
+        if len(self._infos) < self._count:
+            if time.monotonic() < self._until:
+                return None
+            return self._publish(Verdict(None, self._history().excluded))  # the next round is without it
         last = self._record.read()
         self._attempt = last.get("attempt", 0) + 1
         if self._attempt > 1 and last.get("decided") != last["attempt"]:
@@ -135,18 +98,19 @@ class Leader:
             if verdict.code is not None:
                 return self._publish(verdict)
         processes = self._assign([info.slots for info in self._infos])
-        if processes is None:
-            return self._publish(self._refuse())
+        if not processes:
+            self._log("no number of processes on these nodes can share the batch")
+            failed = Decision(code=EXIT_CONFIG, cause=FAILED, history=self._history())
+            return self._publish(self._conclude(failed))
         first = self._infos[0]
         plan = Plan(attempt=self._attempt, processes=processes, master=f"{first.address}:{first.port}")
         hosts = {info.host: n for info, n in zip(self._infos, processes, strict=True) if n}
         text = ", ".join(f"{count} on {host}" for host, count in hosts.items())
-        self._log(f"start {self._attempt}: {plan.world} processes ({text}), rendezvous {plan.master}")
+        self._log(f"start {self._attempt}: {sum(processes)} processes ({text}), rendezvous {plan.master}")
         if self._count < self._nodes[1]:
             self._log(f"WARNING: {self._count} of {self._nodes[1]} nodes take part: the run is slower")
-        values = {"attempt": self._attempt, "hosts": hosts, "master": plan.master, "leader": first.host}
-        self._update(state="running", agents={}, **values)
-        self._store.set("plan", json.dumps(asdict(plan)))
+        self._update(state="running", attempt=self._attempt, hosts=hosts, leader=first.host)
+        self._store.set("plan", json.dumps(plan))
         return plan
 
     def follow(self, *, stop: int | None) -> Verdict | None:
@@ -154,24 +118,20 @@ class Leader:
 
         Args:
             stop: the signal of a requested stop.
-
-        Raises:
-            Superseded: other agents run the job.
         """
         for node in set(range(self._count)) - set(self._ends):
             if (text := self._store.read(f"end/{node}")) is not None:
-                self._ends[node] = NodeEnd(**json.loads(text))
+                self._ends[node] = NodeEnd(*json.loads(text))
             elif self._is_silent(node):
                 limit_s = self._policy.heartbeat_timeout_s
                 self._ends[node] = lost_node(self._infos[node].host, time.time() - limit_s, limit_s)
                 self._store.set("failed", "1")
-        self._note_pids()
         if len(self._ends) < self._count:
             return None
         return self._publish(self._conclude(self._decide(list(self._ends.values()), stop), stop))
 
     def _publish(self, verdict: Verdict) -> Verdict:
-        self._store.set("verdict", json.dumps(asdict(verdict)))
+        self._store.set("verdict", json.dumps(verdict))
         return verdict
 
     def _is_silent(self, node: int) -> bool:
@@ -181,43 +141,16 @@ class Leader:
         beats.see(self._store.read(f"beat/{node}"))
         return beats.is_silent(self._policy.heartbeat_timeout_s)
 
-    def _note_pids(self) -> None:
-        """Record the processes of each node, for `launch status`."""
-        if len(self._pids) == self._count:
-            return
-        for node, info in enumerate(self._infos):
-            if info.host not in self._pids and (text := self._store.read(f"started/{node}")) is not None:
-                self._pids[info.host] = {"pid": info.pid, "ranks": json.loads(text)}
-        if len(self._pids) == self._count:
-            self._update(agents=self._pids)
-
-    def _assign(self, slots: list[int]) -> list[int] | None:
-        """Fill the nodes in order with as many processes as can share the batch, found by dry runs."""
+    def _assign(self, slots: list[int]) -> list[int]:
+        """Fill the nodes in order, fewer nodes by as many processes as can share the batch; empty if none."""
         world = sum(slots)
         if self._count < self._nodes[1]:
-            clips = self._job.summary.get("global_clips", 0)
-            sizes = (size for size in range(world, 0, -1) if clips % size == 0)
-            world = next((size for size in sizes if self._accepts(size)), 0)
+            counts = self._job.summary.get("process_counts", [])
+            world = max((count for count in counts if count <= world), default=0)
         processes: list[int] = []
-        for most in slots:
+        for most in slots if world else ():
             processes.append(min(most, world - sum(processes)))
-        return processes if world else None
-
-    def _accepts(self, size: int) -> bool:
-        try:
-            argv, code = self._job.argv, self._job.code
-            check_job(argv, self._job.environment, world_size=size, code=code, limit_s=_DRY_RUN_S)
-        except subprocess.TimeoutExpired:  # the processes check the same
-            self._log(f"the dry run with {size} processes took more than {_DRY_RUN_S:g} s: starting without")
-        except JobRefused as refused:
-            self._refused = refused
-            return False
-        return True
-
-    def _refuse(self) -> Verdict:
-        code = self._refused.code
-        self._log(f"no number of processes on these nodes can share the batch: {self._refused}")
-        return self._conclude(Decision(code=code, cause=FAILED, history=self._history()))
+        return processes
 
     def _history(self) -> History:
         return History(**self._record.read().get("history", {}))
@@ -228,14 +161,14 @@ class Leader:
             self._report(failure)
         history = self._history()
         step = self._newest_step(history)
-        host = None if failure is None else failure["host"]
-        lost = sum(end.failures[:1] != [] and end.failures[0]["rank"] is None for end in ends)
+        is_own = failure is not None and not failure.get("is_lost")
+        lost = sum(any(one.get("is_lost") for one in end.failures) for end in ends)
         is_full = self._count == self._nodes[1]  # then further agents may be spare
         nodes = max(self._count, self._agents - len(history.excluded)) if is_full else self._count
         end = AttemptEnd(
             code=code,
             step=step,
-            host=host,
+            host=failure["host"] if failure is not None and is_own else None,
             is_stop=stop is not None,
             nodes=nodes - lost,
             min_nodes=self._nodes[0],
@@ -262,9 +195,8 @@ class Leader:
             signalled = "" if stop is None else f" ({signal.Signals(stop).name})"
             self._log(f"the run {describe_exit(decision.code)}{signalled}")
             values |= {"state": "ended", "code": decision.code, "cause": decision.cause, "ended": now()}
-            values |= {"agents": {}}
         self._update(**values)
-        return Verdict(code=decision.code, excluded=list(decision.history.excluded))
+        return Verdict(decision.code, decision.history.excluded)
 
     def _update(self, **values: Any) -> None:
         last = self._record.read()

@@ -4,16 +4,19 @@ The rendezvous counts rounds: in each, at least `min_nodes` and at most `max_nod
 Other agents wait as spare nodes. A run on one node needs neither a port nor torch.
 """
 
+import argparse
 import logging
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from kinemae.launch.supervisor.policy import PolicyConfig
+from kinemae.launch.supervisor.policy import ARRIVE_S, PolicyConfig
 
 _KEEP_ALIVES = 3  # missing ones after which the rendezvous removes a node
+_RETRY_S = 1.0
 _LAST_CALL_S = 5  # wait for further nodes of a restart, which all begin it at once
 
 
@@ -26,11 +29,7 @@ class TooFewNodes(Exception):
 
 
 class Heartbeat:
-    """A counter of another agent, which changes while that agent is alive. Hosts compare no clocks.
-
-    Attributes:
-        changed_s: monotonic time of its last change.
-    """
+    """A counter of another agent, which changes while that agent is alive. Hosts compare no clocks."""
 
     def __init__(self, value: str | None = None, *, changed_s: float | None = None):
         self._value = value
@@ -70,7 +69,8 @@ class MemoryStore:
 class SharedStore:
     """A store of torch.distributed whose calls take a limited time, also if the network is down.
 
-    A call runs in a thread: a request to a host that no longer responds waits for many minutes.
+    A call runs in a thread: a request to a host that no longer responds waits for many minutes. `get` and
+    `compare_set` are for `C10dRendezvousBackend`.
     """
 
     def __init__(self, store: Any, threads: ThreadPoolExecutor, limit_s: float):
@@ -81,28 +81,19 @@ class SharedStore:
         return SharedStore(store, self._threads, self._limit_s)
 
     def set(self, key: str, text: str) -> None:
-        """See `MemoryStore.set`."""
         self._call("set", key, text)
 
     def read(self, key: str) -> str | None:
-        """See `MemoryStore.read`."""
         return self._call("get", key).decode() if self._call("check", [key]) else None
 
     def add(self, key: str, amount: int) -> int:
-        """See `MemoryStore.add`."""
         return int(self._call("add", key, amount))
 
     def get(self, key: str) -> bytes:
-        """For `C10dRendezvousBackend`."""
-        found = self._call("get", key)
-        assert isinstance(found, bytes)
-        return found
+        return bytes(self._call("get", key))
 
     def compare_set(self, key: str, expected: str, text: str) -> bytes:
-        """For `C10dRendezvousBackend`."""
-        found = self._call("compare_set", key, expected, text)
-        assert isinstance(found, bytes)
-        return found
+        return bytes(self._call("compare_set", key, expected, text))
 
     def _call(self, name: str, *arguments: Any) -> Any:
         call = self._threads.submit(getattr(self._store, name), *arguments)
@@ -117,12 +108,7 @@ Store = MemoryStore | SharedStore
 
 
 class Round(NamedTuple):
-    """One round of the rendezvous.
-
-    Attributes:
-        store: empty at the beginning of the round.
-        node, nodes: number of this node, in the order of the hosts; number of nodes.
-    """
+    """One round of the rendezvous: its own store, the number of this node, and that of all nodes."""
 
     store: Store
     node: int
@@ -130,11 +116,7 @@ class Round(NamedTuple):
 
 
 class SingleNode:
-    """A run on one node.
-
-    Attributes:
-        store: for all rounds.
-    """
+    """A run on one node. `store` is that of all rounds."""
 
     def __init__(self) -> None:
         self.store = MemoryStore()
@@ -153,29 +135,9 @@ class SingleNode:
 
 
 class ElasticNodes:
-    """A run on several nodes.
+    """A run on several nodes, by the options of the agent. Raises `StoreLost` if the store is not reached."""
 
-    Args:
-        address: HOST:PORT of the store.
-        serves: whether this agent holds the store.
-        run_id: name of this set of agents; agents of another one do not join.
-        node: order of this node; rank 0 is on the first.
-        nodes: fewest and most nodes of a round.
-
-    Raises:
-        StoreLost: the store cannot be reached now.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        serves: bool,
-        run_id: str,
-        node: int,
-        nodes: tuple[int, int],
-        policy: PolicyConfig,
-    ):
+    def __init__(self, given: argparse.Namespace, policy: PolicyConfig):
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # the processes have their own store
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no stacks of C++ after a lost connection
         import torch.distributed as dist
@@ -183,30 +145,37 @@ class ElasticNodes:
 
         dynamic_rendezvous.logger.setLevel(logging.ERROR)
         threads, timeout_s = ThreadPoolExecutor(1), policy.heartbeat_timeout_s
-        tcp = dist.PrefixStore(
-            f"kinemae/{run_id}", _connect(threads, dist.TCPStore, address, serves, timeout_s)
-        )
-        self._shared = SharedStore(tcp, threads, timeout_s)
-        self.store = self._shared
-        backend = c10d_rendezvous_backend.C10dRendezvousBackend(self._shared, run_id)  # type: ignore[arg-type]
+        run_id = given.run_id
+        host, _, port = given.rendezvous.rpartition(":")
+        limit = timedelta(seconds=timeout_s)
+        options = {"is_master": given.serves, "wait_for_workers": False, "timeout": limit}
+        try:  # in a thread: signals arrive meanwhile
+            store = threads.submit(dist.TCPStore, host, int(port), **options).result()
+        except RuntimeError as error:
+            action, reason = "open" if given.serves else "reach", str(error).partition("\n")[0]
+            place = f"the store of the run at {given.rendezvous}"
+            raise StoreLost(f"cannot {action} {place} ({reason})") from error
+        tcp = dist.PrefixStore(f"kinemae/{run_id}", store)
+        self.store = SharedStore(tcp, threads, timeout_s)
+        backend = c10d_rendezvous_backend.C10dRendezvousBackend(self.store, run_id)  # type: ignore[arg-type]
         join_s = policy.host_wait_s + _LAST_CALL_S + timeout_s  # lost nodes are removed first
         self._handler = dynamic_rendezvous.DynamicRendezvousHandler.from_backend(
             run_id,
             tcp,
             backend,
-            *nodes,
-            local_addr=f"{node:06d}",  # nodes are numbered in the order of these texts
+            given.nodes[0],
+            given.nodes[1],
+            local_addr=f"{given.node:06d}",  # nodes are numbered in the order of these texts
             timeout=dynamic_rendezvous.RendezvousTimeout(
                 join=timedelta(seconds=join_s),
                 last_call=timedelta(seconds=_LAST_CALL_S),
-                heartbeat=timedelta(seconds=timeout_s),
+                heartbeat=limit,
             ),
             keep_alive_interval=max(1, int(timeout_s / _KEEP_ALIVES)),
             keep_alive_max_attempt=_KEEP_ALIVES,
         )
 
     def join(self) -> Round:
-        """See `SingleNode.join`."""
         from torch.distributed.elastic.rendezvous import api
 
         try:
@@ -215,24 +184,23 @@ class ElasticNodes:
             raise TooFewNodes from error
         except (api.RendezvousError, RuntimeError) as error:
             raise StoreLost(f"the rendezvous failed ({error})") from error
-        return Round(self._shared.within(info.store), info.rank, info.world_size)
+        return Round(self.store.within(info.store), info.rank, info.world_size)
 
     def leave(self) -> None:
-        """See `SingleNode.leave`."""
         del self._handler  # its keep-alives end with it
 
 
 Membership = SingleNode | ElasticNodes
 
 
-def _connect(threads: ThreadPoolExecutor, store: Any, address: str, serves: bool, limit_s: float) -> Any:
-    """Open or reach a TCPStore, in a thread: signals arrive meanwhile."""
-    host, _, port = address.rpartition(":")
-    limit = timedelta(seconds=limit_s)
-    try:
-        return threads.submit(
-            store, host, int(port), is_master=serves, wait_for_workers=False, timeout=limit
-        ).result()
-    except RuntimeError as error:
-        action, reason = "open" if serves else "reach", str(error).partition("\n")[0]
-        raise StoreLost(f"cannot {action} the store of the run at {address} ({reason})") from error
+def connect(given: argparse.Namespace, policy: PolicyConfig, is_over: Callable[[], bool]) -> Membership:
+    """Reach the other nodes; the agent with the store may still start. Raises `StoreLost` if it does not."""
+    until = time.monotonic() + ARRIVE_S
+    while given.nodes[1] > 1:
+        try:
+            return ElasticNodes(given, policy)
+        except StoreLost:
+            if given.serves or is_over() or time.monotonic() > until:
+                raise
+            time.sleep(_RETRY_S)
+    return SingleNode()

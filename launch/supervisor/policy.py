@@ -4,11 +4,12 @@ Pure functions, the same on all clusters. Uses the standard library and `exit_co
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK, EXIT_STOPPED, is_restartable
 
+ARRIVE_S = 600.0  # for the agents of a start on slow file systems
 FINISHED, STOPPED, FAILED, TOO_FEW_NODES = "finished", "stopped", "failed", "too few nodes"
 _FIRST_FAILURES = 2  # of one host in a row, after which it is excluded
 
@@ -56,13 +57,7 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The consequence of an attempt.
-
-    Attributes:
-        code: the final exit code of the run; None for a restart.
-        cause: `FINISHED`, `STOPPED` or `FAILED` with a code.
-        text: for the log.
-    """
+    """The final exit code of the run with its cause, or None for a restart; and a text for the log."""
 
     code: int | None
     history: History
@@ -72,14 +67,9 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptEnd:
-    """How an attempt ended.
+    """How an attempt ended: the code and host of the first failure or of a stop, and the newest checkpoint.
 
-    Attributes:
-        code: 0, the code of a stop, or that of the first failure.
-        host: host of the first failure.
-        is_stop: whether a stop was requested.
-        step: newest checkpoint now.
-        nodes, min_nodes: nodes that can take part in the next attempt; the fewest that it needs.
+    `nodes` can take part in the next attempt, which needs `min_nodes`.
     """
 
     code: int
@@ -101,12 +91,9 @@ def decide(history: History, end: AttemptEnd, max_restarts: int) -> Decision:
         host=end.host,
         host_failures=history.host_failures + 1 if is_same_host else 1,
     )
-    if end.code == EXIT_OK:
-        return Decision(code=EXIT_OK, cause=FINISHED, history=history)
-    if end.is_stop or end.code == EXIT_STOPPED:
-        return Decision(code=end.code, cause=STOPPED, history=history)
-    if not is_restartable(end.code):
-        return Decision(code=end.code, cause=FAILED, history=history)
+    if end.is_stop or not is_restartable(end.code):
+        cause = STOPPED if end.is_stop or end.code == EXIT_STOPPED else FAILED
+        return Decision(code=end.code, cause=FINISHED if end.code == EXIT_OK else cause, history=history)
     is_bad = end.host is not None and history.host_failures >= _FIRST_FAILURES
     if is_bad and end.nodes > end.min_nodes:
         history = replace(history, excluded=[*history.excluded, str(end.host)])
@@ -139,27 +126,17 @@ def requeue(history: History, cause: str, *, step: int | None, most: int) -> His
     return replace(history, queued_step=step, requeues=requeues)
 
 
-def first_failure(failures: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The cause of several failures: the earliest one that is no victim of another."""
-    return min(failures, key=lambda failure: (failure["is_victim"], failure["time_s"]))
+class NodeEnd(NamedTuple):
+    """The end of a node in an attempt: failures (`Rank.failure`), and the code of a stopped process or 0."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class NodeEnd:
-    """The end of a node's processes in an attempt, or of a node that is lost.
-
-    Attributes:
-        failures: of its processes, see `Rank.failure`.
-        stop_code: the code of a process that stopped, or that died in a stop; 0 for none.
-    """
-
-    failures: list[dict[str, Any]] = field(default_factory=list)
+    failures: Sequence[Mapping[str, Any]] = ()
     stop_code: int = 0
 
 
 def lost_node(host: str, time_s: float, limit_s: float) -> NodeEnd:
-    """The end of a node whose agent has no heartbeat."""
-    return NodeEnd(failures=[node_failure(host, time_s, f"{host} is lost: no heartbeat for {limit_s:g} s")])
+    """The end of a node whose agent has no heartbeat. It counts as no failure of its host's processes."""
+    failure = node_failure(host, time_s, f"{host} is lost: no heartbeat for {limit_s:g} s")
+    return NodeEnd([{**failure, "is_lost": True}])
 
 
 def node_failure(host: str, time_s: float, message: str) -> dict[str, Any]:
@@ -169,14 +146,13 @@ def node_failure(host: str, time_s: float, message: str) -> dict[str, Any]:
 
 
 def end_of(ends: Sequence[NodeEnd]) -> tuple[int, Mapping[str, Any] | None]:
-    """The exit code of an attempt and its first failure, if it failed.
+    """The exit code of an attempt and its first failure: the earliest that is no victim of another one.
 
     Processes that lost their connection to a stopped one are no failure of the run.
     """
     failures = [failure for end in ends for failure in end.failures]
-    stops = [end.stop_code for end in ends if end.stop_code]
-    is_stop = bool(stops) and all(failure["is_victim"] for failure in failures)
-    if failures and not is_stop:
-        first = first_failure(failures)
-        return first["code"], first
-    return max(stops, default=EXIT_OK), None  # codes of deaths by a signal are larger than that of a stop
+    stop_code = max(end.stop_code for end in ends)  # that of a death by a signal is larger than 75
+    if not failures or (stop_code and all(failure["is_victim"] for failure in failures)):
+        return stop_code, None
+    first = min(failures, key=lambda failure: (failure["is_victim"], failure["time_s"]))
+    return first["code"], first

@@ -1,7 +1,4 @@
-"""The processes of a job on one host, as their agent manages them.
-
-Uses the standard library and modules of `data_tools` that do the same.
-"""
+"""The processes of a job on one host, as their agent manages them."""
 
 import os
 import select
@@ -37,14 +34,7 @@ class Rank:
     """
 
     def __init__(
-        self,
-        rank: int,
-        command: list[str],
-        environment: dict[str, str],
-        *,
-        run_dir: Path,
-        host: str,
-        attempt: int,
+        self, rank: int, command: list[str], env: dict[str, str], *, run_dir: Path, host: str, attempt: int
     ):
         self.rank, self.host = rank, host
         self.log = run_dir / "logs" / f"rank-{rank:05d}.log"
@@ -56,10 +46,10 @@ class Rank:
         self._tail: deque[bytes] = deque(maxlen=TAIL_LINES)
         self._line, self._ended_s = b"", 0.0
         self._file: Any = None
-        self._open_log()
+        self._has_log = True
         self.process = subprocess.Popen(
             command,
-            env={**environment, VARIABLE: str(self._error_file)},
+            env={**env, VARIABLE: str(self._error_file)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -84,13 +74,12 @@ class Rank:
         if self.code is not None or self.process.poll() is None:
             return False
         code = self.process.returncode
-        self.code, self._ended_s = code if code >= 0 else 128 - code, time.time()
+        self.set_end(code if code >= 0 else 128 - code)
         return True
 
-    def abandon(self) -> None:
-        """Count the process as killed although the kernel cannot end it, as in a hanging driver."""
-        self.code, self._ended_s = 128 + signal.SIGKILL, time.time()
-        note(f"rank {self.rank} on {self.host}: process {self.process.pid} survives SIGKILL: continuing")
+    def set_end(self, code: int) -> None:
+        """Count the process as ended now."""
+        self.code, self._ended_s = code, time.time()
 
     def failure(self) -> dict[str, Any]:
         """Describe the failure of an ended process.
@@ -119,24 +108,18 @@ class Rank:
             elif self.code is None:
                 self.process.send_signal(number)
 
-    def _open_log(self) -> None:
-        try:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.log.open("ab", buffering=0)
-        except OSError as error:
-            self._continue_without(error)
-
     def _write(self, output: bytes) -> None:
-        if self._file is None:
+        """Append to the log; a full disk must not end the training."""
+        if not self._has_log:
             return
         try:
+            if self._file is None:
+                self.log.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.log.open("ab", buffering=0)
             self._file.write(output)
-        except OSError as error:  # a full disk must not end the training
-            self._continue_without(error)
-
-    def _continue_without(self, error: OSError) -> None:
-        note(f"cannot write {self.log}: {error.strerror}; rank {self.rank} continues without")
-        self._file = None
+        except OSError as error:
+            note(f"cannot write {self.log}: {error.strerror}; rank {self.rank} continues without")
+            self._has_log = False
 
 
 class NodeRanks:
@@ -167,10 +150,6 @@ class NodeRanks:
         if all(failure["is_victim"] for failure in self._failures):
             return bool(self._failures) and time.time() > self._failures[0]["time_s"] + _DECIDE_S
         return True
-
-    def pids(self) -> dict[int, int]:
-        """Process ids by rank."""
-        return {rank.rank: rank.process.pid for rank in self._ranks}
 
     def wait(self, wakeup: int, timeout_s: float) -> None:
         """Forward output and collect ended processes, until something happens or the time is over."""
@@ -237,8 +216,9 @@ class NodeRanks:
                 note(f"rank {rank.rank} did not end in time: SIGKILL")
         self.stop(signal.SIGKILL, 0)
         if time.monotonic() > self._killed_s + _UNKILLABLE_S:
-            for rank in running:
-                rank.abandon()
+            for rank in running:  # the kernel cannot end it, as in a hanging driver
+                note(f"rank {rank.rank}: process {rank.process.pid} survives SIGKILL: continuing")
+                rank.set_end(128 + signal.SIGKILL)
                 self._on_end(rank)
         self._deadline = time.monotonic() + _DRAIN_S
 
@@ -262,11 +242,10 @@ def write_out(descriptor: int, text: bytes) -> None:
             text = text[os.write(descriptor, text[: select.PIPE_BUF]) :]
 
 
-def catch_signals(received: list[int], *, keep_ignored: bool = False) -> int:
+def catch_signals(received: list[int]) -> int:
     """Append stop signals to a list; return a descriptor that becomes readable when one or SIGCHLD arrives.
 
-    Args:
-        keep_ignored: whether stop signals that are ignored now stay ignored.
+    Signals that are ignored stay ignored, as under nohup.
     """
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -277,6 +256,6 @@ def catch_signals(received: list[int], *, keep_ignored: bool = False) -> int:
 
     signal.signal(signal.SIGCHLD, on_signal)
     for number in _STOP_SIGNALS:
-        if not keep_ignored or signal.getsignal(number) is not signal.SIG_IGN:
+        if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, on_signal)
     return reader

@@ -16,7 +16,7 @@ from pathlib import Path
 from kinemae.data_tools.__main__ import PROGRAM as DATA
 from kinemae.data_tools.config_files import PROGRAM as CONFIGS
 from kinemae.finetune.__main__ import PROGRAM as FINETUNE
-from kinemae.launch.__main__ import COMMANDS
+from kinemae.launch.__main__ import PROGRAM as LAUNCH
 from kinemae.pretrain.__main__ import PROGRAM as PRETRAIN
 
 REPO = Path(__file__).resolve().parents[2]
@@ -32,11 +32,9 @@ PYTHON = (
 def command_lines() -> Iterator[str]:
     """All commands with `--help`, and a wrong usage."""
     yield "--help"
-    for program in (DATA, PRETRAIN, FINETUNE, CONFIGS):
+    for program in (DATA, PRETRAIN, FINETUNE, LAUNCH, CONFIGS):
         yield f"{program.name} --help"
         yield from (f"{program.name} {command.name} --help" for command in program.commands if command.name)
-    yield "launch --help"
-    yield from (f"launch {name} --help" for name in COMMANDS)
     yield "pretrain no_such_file.yaml"
 
 

@@ -78,9 +78,6 @@ def execute(action, value):
         time.sleep(float(value))
 
 
-if "--dry-run" in sys.argv:  # three processes cannot share four clips
-    print('{"global_clips": 4}')
-    exit(2 if os.environ["WORLD_SIZE"] == "3" else 0)
 for word in sys.argv[3:]:
     name, _, value = word.partition("=")
     of, colon, action = name.rpartition(":")
@@ -113,7 +110,7 @@ def make_job(folder: Path, *actions: str, **environment: str) -> Job:
         commit=None,
         run_dir=str(run_dir),
         config="CONFIG",
-        summary={"global_clips": 4},
+        summary={"process_counts": [1, 2, 4]},
     )
     job.path.write_text(job.to_json())
     return job
@@ -168,20 +165,19 @@ from dataclasses import replace
 from pathlib import Path
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.job import Job
-from kinemae.launch.local import LocalCluster, LocalLaunch
+from kinemae.launch.local import LocalCluster
 from kinemae.launch.record import Record, lock_run
-from kinemae.launch.ssh import SshCluster, SshLaunch
+from kinemae.launch.ssh import SshCluster
 
 kind, run_dir, *words = sys.argv[1:]
-schema, launch_of = {"local": (LocalCluster, LocalLaunch), "ssh": (SshCluster, SshLaunch)}[kind]
-launch = launch_of(read_cluster(schema, None, words))
+cluster = read_cluster({"local": LocalCluster, "ssh": SshCluster}[kind], None, words)
 job = Job.read(Path(run_dir, "launch", "job.json"))
-job = replace(job, policy=launch.config.policy())
+job = replace(job, policy=cluster.policy())
 job.path.write_text(job.to_json())
 try:
     with lock_run(Path(run_dir)):
         Record(Path(run_dir)).begin(kind=kind, run_id="1")
-        sys.exit(launch.run(job))
+        sys.exit(cluster.run(job))
 except ValueError as error:
     sys.exit(str(error))
 """

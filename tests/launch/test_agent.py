@@ -2,7 +2,6 @@
 
 import errno
 import json
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -14,9 +13,9 @@ import pytest
 
 from kinemae.launch.record import Record, read_record, request_stop
 from kinemae.launch.supervisor.agent import Agent, Ended, parse
-from kinemae.launch.supervisor.leader import Leader, NodeInfo, Superseded
+from kinemae.launch.supervisor.leader import Leader, NodeInfo, Superseded, Verdict
 from kinemae.launch.supervisor.membership import Membership, SingleNode, TooFewNodes
-from kinemae.launch.supervisor.policy import History, NodeEnd, PolicyConfig, node_failure
+from kinemae.launch.supervisor.policy import History, NodeEnd, PolicyConfig, lost_node, node_failure
 from tests.launch.fake_program import make_job
 
 
@@ -34,14 +33,6 @@ class Unjoined(SingleNode):
             time.sleep(10)
         self._meanwhile(self)
         raise TooFewNodes
-
-
-logged: list[str] = []
-
-
-@pytest.fixture(autouse=True)
-def empty_log() -> None:
-    logged.clear()
 
 
 def agent_of(folder: Path, membership: Membership, **policy: float) -> Agent:
@@ -97,24 +88,37 @@ def test_an_excluded_agent_with_the_store_ends_the_run_after_all_others(tmp_path
     assert read_record(tmp_path / "run")["cause"] == "too few nodes"
 
 
-def leader_of(tmp_path: Path) -> Leader:
+def leader_of(tmp_path: Path, *, nodes: str = "1:1", count: int = 1) -> Leader:
     job = make_job(tmp_path)
     record = Record(Path(job.run_dir))
     record.begin(kind="ssh", run_id="1")
-    given = parse(["job.json", "--node-slots", "1"])
-    return Leader(SingleNode().join(), job, given, record=record, log=logged.append)
+    given = parse(["job.json", "--node-slots", "1", "--nodes", nodes])
+    return Leader(SingleNode().join()._replace(nodes=count), job, given, record=record)
 
 
-def test_a_dry_run_without_an_answer_does_not_hold_a_restart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("slots", "nodes", "processes"),
+    [
+        ([1, 3], 2, [1, 3]),
+        ([3], 2, [2]),  # four clips cannot be shared by three processes
+        ([1, 2], 3, [1, 1]),
+        ([3], 1, [3]),  # all nodes: the dry run of the launch has accepted the number
+    ],
+)
+def test_fewer_nodes_run_as_many_processes_as_can_share_the_batch(
+    tmp_path: Path, slots: list[int], nodes: int, processes: list[int]
 ) -> None:
-    def hang(*arguments: object, limit_s: float, **options: object) -> None:
-        raise subprocess.TimeoutExpired("kinemae", limit_s)
+    leader = leader_of(tmp_path, nodes=f"1:{nodes}", count=len(slots))
+    assert leader._assign(slots) == processes
 
-    leader = leader_of(tmp_path)
-    monkeypatch.setattr("kinemae.launch.supervisor.leader.check_job", hang)
-    assert leader._accepts(4)
-    assert logged == ["the dry run with 4 processes took more than 300 s: starting without"]
+
+def test_nodes_that_cannot_share_the_batch_end_the_run(tmp_path: Path) -> None:
+    leader = leader_of(tmp_path, nodes="1:2")
+    leader._job.summary["process_counts"] = [8]
+    leader._store.set("node/0", json.dumps(NodeInfo("a", 3, "a", 1)))
+    assert leader.prepare() == Verdict(2, ())
+    record = read_record(tmp_path / "run")
+    assert (record["state"], record["code"], record["cause"]) == ("ended", 2, "failed")
 
 
 def test_checkpoints_that_cannot_be_listed_count_as_no_new_one(
@@ -130,7 +134,16 @@ def test_checkpoints_that_cannot_be_listed_count_as_no_new_one(
     Record(tmp_path / "run").update(history=asdict(History(step=30, restarts=1)))
     decision = leader._decide([NodeEnd(failures=[failed])])
     assert (decision.code, decision.history.step, decision.history.restarts) == (None, 30, 2)
-    assert "cannot read the checkpoints: [Errno 116] Stale file handle" in "\n".join(logged)
+    log = (tmp_path / "run" / "logs" / "launch.log").read_text()
+    assert "cannot read the checkpoints: [Errno 116] Stale file handle" in log
+
+
+def test_the_loss_of_a_host_is_no_failure_of_its_processes(tmp_path: Path) -> None:
+    leader = leader_of(tmp_path)
+    for _ in range(2):
+        decision = leader._decide([lost_node("a", 0.0, 30.0), NodeEnd()])
+        assert decision.history.host is None and not decision.history.excluded
+        Record(tmp_path / "run").update(history=asdict(decision.history))
 
 
 def test_a_leader_that_was_suspended_during_a_later_attempt_changes_nothing(tmp_path: Path) -> None:
@@ -138,12 +151,12 @@ def test_a_leader_that_was_suspended_during_a_later_attempt_changes_nothing(tmp_
     record = Record(Path(job.run_dir))
     record.begin(kind="ssh", run_id="1")
     given = parse(["job.json", "--node-slots", "1"])
-    leader = Leader(joined, job, given, record=record, log=lambda text: None)
-    joined.store.set("node/0", json.dumps(asdict(NodeInfo(host="a", pid=1, slots=1, address="a", port=1))))
+    leader = Leader(joined, job, given, record=record)
+    joined.store.set("node/0", json.dumps(NodeInfo(host="a", slots=1, address="a", port=1)))
     leader.prepare()
     assert record.read()["attempt"] == 1
     Record(Path(job.run_dir)).update(attempt=2, state="running")  # by another leader
-    joined.store.set("end/0", json.dumps(asdict(NodeEnd())))
+    joined.store.set("end/0", json.dumps(NodeEnd()))
     with pytest.raises(Superseded):
         leader.follow(stop=None)
     assert read_record(Path(job.run_dir))["state"] == "running"

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from kinemae.launch.cluster import read_cluster, split_words
+from kinemae.data_tools.command import parse_arguments
+from kinemae.launch.__main__ import PROGRAM
+from kinemae.launch.cluster import read_cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +88,13 @@ def test_a_wrong_cluster_is_refused_by_key(overrides: list[str], message: str) -
 
 
 def test_the_file_comes_first_and_is_optional() -> None:
-    assert split_words(["a.yaml", "b=c"]) == ("a.yaml", ["b=c"])
-    assert split_words(["b=c"]) == (None, ["b=c"])
-    with pytest.raises(ValueError, match=r"expected -- before the job; fix: kinemae launch ... -- pretrain"):
-        split_words(["b=c", "pretrain", "CONFIG"])
-    with pytest.raises(ValueError, match="expected an override of the form key=value, got 'c'"):
-        split_words(["a.yaml", "c"])
+    for words, file in ((["a.yaml", "b=c"], "a.yaml"), (["b=c"], None)):
+        arguments = parse_arguments(PROGRAM, ["local", *words, "--", "pretrain", "demo", "x=1"])
+        assert (arguments.cluster, arguments.overrides) == (file, ["b=c"])
+        assert arguments.job == ["pretrain", "demo", "x=1"]
+    for words in (["b=c", "pretrain", "CONFIG"], ["pretrain", "demo"]):
+        with pytest.raises(ValueError, match=r"or a job after --, got .*; fix: write -- before the job"):
+            parse_arguments(PROGRAM, ["local", *words])
 
 
 @pytest.mark.parametrize(
@@ -103,5 +106,5 @@ def test_the_file_comes_first_and_is_optional() -> None:
 )
 def test_an_override_that_a_shell_has_split_is_shown_with_quotes(words: list[str], fix: str) -> None:
     with pytest.raises(ValueError, match="put the whole override in single quotes") as caught:
-        split_words(words)
+        parse_arguments(PROGRAM, ["ssh", *words])
     assert fix in str(caught.value)

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from kinemae.data_tools.exit_codes import EXIT_CONFIG
 from kinemae.launch.__main__ import main
-from kinemae.launch.cluster import read_cluster
+from kinemae.launch.cluster import ClusterConfig, read_cluster, start
 from kinemae.launch.job import Job, plan_text, prepare_job, write_job
-from kinemae.launch.local import LocalCluster, LocalLaunch
-from kinemae.launch.ssh import SshCluster, SshLaunch
-from kinemae.launch.supervisor.start import Launch, start
-from kinemae.launch.supervisor.task import environment_of
+from kinemae.launch.local import LocalCluster
+from kinemae.launch.ssh import SshCluster
+from kinemae.launch.supervisor.agent import environment_of, parse, start_ranks
+from kinemae.launch.supervisor.leader import Plan
 from tests.conftest import REPO, run_module
 from tests.launch.test_slurm import EXPECTED, neutral
 
@@ -44,17 +43,17 @@ def same_everywhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
 
 
 @pytest.mark.parametrize(
-    ("name", "launch"),
+    ("name", "cluster"),
     [
-        ("local", LocalLaunch(read_cluster(LocalCluster, None, ["processes=2"]))),
-        ("ssh", SshLaunch(SshCluster(hosts={"node1": 2, "me@node2": 1}, ssh=["-p", "2222"]))),
+        ("local", read_cluster(LocalCluster, None, ["processes=2"])),
+        ("ssh", SshCluster(hosts={"node1": 2, "me@node2": 1}, ssh=["-p", "2222"])),
     ],
 )
 def test_a_dry_run_prints_all_files_and_commands(
-    same_everywhere: Callable[..., Job], name: str, launch: Launch
+    same_everywhere: Callable[..., Job], name: str, cluster: ClusterConfig
 ) -> None:
     job = same_everywhere('x=it\'s $(a) "b"\nc')
-    text = neutral(plan_text(job, sum(launch.slots.values()), {}, launch.commands(job, "PORT")))
+    text = neutral(plan_text(job, cluster.world(), {}, cluster.commands(job)))
     assert text == (EXPECTED / f"{name}.txt").read_text()
 
 
@@ -93,7 +92,7 @@ def test_a_refused_job_starts_nothing(
         ),
         (
             ["local", "--processes", "2", "--", "pretrain", DEMO],
-            "unknown argument '--processes'; keys have no dashes: processes=...;",
+            "expected an override without dashes, got '--processes'; fix: write processes=...",
         ),
         (["local"], "expected `pretrain CONFIG .*` or `finetune train CONFIG .*` after --, got 'nothing'"),
         (["local", "--", "train", "x"], "got 'train x'"),
@@ -106,7 +105,7 @@ def test_a_refused_job_starts_nothing(
         (["local", "--", "python", "-m", "pretrain", DEMO], "got 'python -m'"),
         (["local", "--", "pretrain", "a=b"], "write the config directly after pretrain"),
         (["local", "--", "pretrain", DEMO, "--dry-run"], "move it before --"),
-        (["status", "/nowhere", "--", "pretrain"], "status starts no job"),
+        (["status", "/nowhere", "--", "pretrain"], "expected no further arguments, got 'pretrain'"),
         (["status", "/nowhere"], "/nowhere: expected the folder of a launched run"),
         (["cancel", "/nowhere"], "/nowhere: expected the folder of a launched run"),
         (["logs", "/nowhere"], "/nowhere: expected the folder of a launched run, got no such folder"),
@@ -143,12 +142,24 @@ def test_the_run_dir_of_an_unchecked_job_is_the_last_one_given(tmp_path: Path) -
         prepare_job(["pretrain", DEMO], {}, dry_run=False)
 
 
-def test_the_rank_takes_precedence_over_the_environment_of_the_cluster_file() -> None:
-    job = {"environment": {"A": "1", "MASTER_ADDR": "10.0.0.1"}, "code": "/code", "commit": "abc"}
-    present = {"RANK": "0", "MASTER_ADDR": "n2", "PYTHONPATH": "/mine", "A": "0"}
-    environment = environment_of(job, present)
-    assert (environment["RANK"], environment["MASTER_ADDR"], environment["A"]) == ("0", "n2", "1")
-    assert environment["PYTHONPATH"] == "/code:/mine" and environment["KINEMAE_COMMIT"] == "abc"
+def test_processes_have_the_variables_of_the_cluster_file_and_import_the_frozen_code(tmp_path: Path) -> None:
+    job = replace(unchecked(tmp_path), code="/code", commit="abc", environment={"A": "1"})
+    environment = environment_of(job, {"PYTHONPATH": "/mine", "A": "0"})
+    assert (environment["A"], environment["PYTHONPATH"]) == ("1", "/code:/mine")
+    assert environment["KINEMAE_COMMIT"] == "abc"
+
+
+def test_the_rank_takes_precedence_over_the_environment_of_the_cluster_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        "kinemae.launch.supervisor.agent.Rank", lambda rank, command, env, **about: given.append(env)
+    )
+    monkeypatch.setattr("kinemae.launch.supervisor.agent.NodeRanks", lambda ranks, **options: None)
+    job = replace(unchecked(tmp_path), environment={"RANK": "7", "MASTER_ADDR": "10.0.0.1"})
+    start_ranks(parse(["job.json", "--node-slots", "1"]), job, Plan(1, [1], "n2:5"), 0)
+    assert (given[0]["RANK"], given[0]["MASTER_ADDR"], given[0]["MASTER_PORT"]) == ("0", "n2", "5")
 
 
 @pytest.mark.parametrize("kind", ["local", "ssh"])
@@ -166,19 +177,9 @@ def test_the_record_of_a_job_holds_no_secret_of_the_starter(
     assert "do-not-print" not in text and json.loads(text)["environment"] == {"NCCL_DEBUG": "WARN"}
 
 
-def test_a_defect_is_not_reported_as_wrong_usage(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["local", "processes=0", "--", "pretrain", "demo"]) == EXIT_CONFIG
-    assert "processes must be at least 1" in capsys.readouterr().err
-    monkeypatch.setattr("kinemae.launch.local.LocalLaunch", lambda cluster: int("no number"))
-    with pytest.raises(ValueError, match="invalid literal"):
-        main(["local", "--", "pretrain", "demo"])
-
-
 def test_a_missing_program_is_named_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinemae.launch.supervisor.start.prepare_job", lambda *_, **__: unchecked(tmp_path))
-    launch = LocalLaunch(read_cluster(LocalCluster, None, ["container=[apptainer-7, exec]"]))
+    monkeypatch.setattr("kinemae.launch.cluster.prepare_job", lambda *_, **__: unchecked(tmp_path))
+    cluster = read_cluster(LocalCluster, None, ["container=[apptainer-7, exec]"])
     with pytest.raises(ValueError, match="expected a program 'apptainer-7' on this machine"):
-        start(launch, argparse.Namespace(job=[], dry_run=False))
+        start(cluster, argparse.Namespace(job=[], dry_run=False))
     assert not (tmp_path / "run").exists()

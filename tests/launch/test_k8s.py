@@ -14,8 +14,7 @@ import yaml
 
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.k8s.cluster import KubernetesCluster
-from kinemae.launch.k8s.command import job_manifests
-from kinemae.launch.k8s.manifests import to_yaml
+from kinemae.launch.k8s.manifests import job_manifests, to_yaml
 from kinemae.launch.record import read_record
 from tests.conftest import REPO, run_module
 from tests.launch.fake_program import make_job, reports
@@ -104,7 +103,7 @@ def test_a_dry_run_prints_the_manifests(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_objects_but_the_config_fit_on_a_page(kind: str) -> None:
     config, job = text_of(kind).split("---\n", 1)
-    assert "kind: ConfigMap" in config and len(job.splitlines()) <= {"trainjob": 63, "jobset": 50}[kind]
+    assert "kind: ConfigMap" in config and len(job.splitlines()) <= {"trainjob": 64, "jobset": 50}[kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -205,7 +204,8 @@ def test_one_node_is_one_pod(kind: str) -> None:
 def test_the_command_of_a_pod_really_starts_its_processes(tmp_path: Path, code: int) -> None:
     """Run the pods' command on this machine, with the variables and mounts of Kubernetes."""
     job = make_job(tmp_path, "report", f"exit={code}")
-    given = replace(job, argv=[*job.argv, "x=$(RANK)"], policy={"max_restarts": 1})
+    run_dir = tmp_path / "volume" / "run"  # does not exist before the first start
+    given = replace(job, argv=[*job.argv, "x=$(RANK)"], policy={"max_restarts": 1}, run_dir=str(run_dir))
     (tmp_path / "job.json").write_text(given.to_json())
     words = ["nodes=1", "processes_per_node=2", f"python={sys.executable}"]
     command = pods_of("jobset", *words)[0]["containers"][0]["command"]
@@ -222,7 +222,7 @@ def test_the_command_of_a_pod_really_starts_its_processes(tmp_path: Path, code: 
     lines = reports(job)
     assert code or [line["RANK"] for line in lines] == ["0", "1"]  # the first failure ends the others
     assert {line["MASTER_ADDR"] for line in lines} == {"127.0.0.1"}
-    record = read_record(Path(job.run_dir))
+    record = read_record(run_dir)
     assert record["attempt"] == 1 + code
     assert (record["kind"], record["job_id"]) == ("k8s", "default/jobset/kinemae-base")
     assert all("x=$(RANK)" in line["argv"] for line in lines)  # type: ignore[operator]

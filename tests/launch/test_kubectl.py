@@ -13,9 +13,8 @@ import pytest
 from kinemae.launch.__main__ import main
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.k8s.cluster import KubernetesCluster
-from kinemae.launch.k8s.command import job_manifests
 from kinemae.launch.k8s.kubectl import create_job
-from kinemae.launch.k8s.manifests import job_id
+from kinemae.launch.k8s.manifests import job_id, job_manifests
 from kinemae.launch.record import Record
 from tests.launch.test_k8s import DEMO, KINDS, SHIPPED
 
@@ -144,8 +143,9 @@ NO_NODE = {
 NO_IMAGE = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
 
 
-def ended(code: int) -> dict[str, Any]:
-    return {"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": code}}}]}
+def ended(code: int, message: str = "") -> dict[str, Any]:
+    end = {"exitCode": code, "message": message}
+    return {"phase": "Failed", "containerStatuses": [{"state": {"terminated": end}}]}
 
 
 SUSPENDED = "suspended, as while it waits in a queue"
@@ -171,6 +171,11 @@ SUSPENDED = "suspended, as while it waits in a queue"
         ("Completed", [], ("ended", 0, "finished (exit code 0)")),
         ("Failed", [ended(75), ended(1), ended(3)], ("ended", 3, "data cannot be used (exit code 3)")),
         ("Failed", [ended(75), ended(1)], ("ended", 1, "failed: crashed (exit code 1)")),
+        (
+            "Failed",
+            [ended(0), ended(1, "step 3\nlaunch: rank 3 on b failed\n")],
+            ("ended", 1, "(exit code 1)\nstep 3\nlaunch: rank 3 on b failed"),
+        ),
         ("Failed", [], ("ended", None, "reached max restarts")),
     ],
 )

@@ -191,9 +191,6 @@ def test_no_process_outlives_a_killed_launcher(tmp_path: Path) -> None:
     job = make_job(tmp_path, "handle_stops", "wait=600")
     launcher = launcher_of(job, "local", "processes=2", "max_restarts=0")
     wait_for("processes", are_waiting(job, 2))
-    wait_for("record", lambda: read_record(Path(job.run_dir)).get("agents"))
-    agents = read_record(Path(job.run_dir))["agents"]
-    assert agents["localhost"]["pid"] == launcher.pid and set(agents["localhost"]["ranks"]) == {"0", "1"}
     launcher.kill()
     assert launcher.wait(timeout=60) == -9
     wait_for("end of all processes", lambda: processes_of(job) == [])

@@ -13,11 +13,10 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
 from kinemae.data_tools.config import load_config
-from kinemae.data_tools.stream.order import plan_batch
 from kinemae.launch.__main__ import main
-from kinemae.launch.plan.command import expected_mfu, make_plan, split_words
+from kinemae.launch.plan.command import expected_mfu, make_plan, split_overrides
 from kinemae.launch.plan.machines import Machines
-from kinemae.launch.plan.memory import cut_batch, states
+from kinemae.launch.plan.memory import states
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.cost import measure_cost
 from tests.conftest import run_module
@@ -66,12 +65,13 @@ def test_states_agree_with_deepspeeds_estimator() -> None:
         "unsaved_bytes": 0,
         "largest_layer": layer,
     }
+    run = {"bucket_mb": 200, "overlap_comm": False}
     for nodes in (1, 4):
         world, bucket = 8 * nodes, 200_000_000
-        ours = sum(states(parameters, stage=2, world=world, bucket_mb=200, overlaps=False).values())
+        ours = sum(states(parameters, run, stage=2, world=world).values())
         _, theirs = estimate_zero2_model_states_mem_needs(values, 8, nodes, cpu_offload=False)
         assert ours - 2 * bucket == pytest.approx(theirs + 2 * values - 2 * values / world, rel=1e-6)
-        ours = sum(states(parameters, stage=3, world=world, bucket_mb=200, overlaps=False).values())
+        ours = sum(states(parameters, run, stage=3, world=world).values())
         _, theirs, largest = estimate_zero3_model_states_mem_needs(
             values, layer, 8, nodes, cpu_offload=False, cpu_offload_params=False
         )
@@ -86,26 +86,6 @@ def test_higher_stages_need_less_memory(cost: dict[str, Any]) -> None:
     rows = [row["bytes"] for row in found["memory"] if not row["recomputes"]]
     whole = [row["all"] - row.get("readable", 0) for row in rows]
     assert whole == sorted(whole, reverse=True)
-
-
-def test_a_batch_is_split_as_in_training() -> None:
-    for global_clips in (7, 24, 64, 96):
-        for most in (3, 8, 64):
-            for world in (1, 2, 3, 8):
-                for views in (1, 2):
-                    run = {
-                        "global_clips": global_clips,
-                        "clips_per_device": most,
-                        "views_per_video": views,
-                    }
-                    try:
-                        real = plan_batch(global_clips, most, world, views)
-                    except ValueError:
-                        with pytest.raises(ValueError, match=f"to a multiple of {world} x {views}"):
-                            cut_batch(run, world)
-                    else:
-                        cut = cut_batch(run, world)
-                        assert (cut.micro, cut.accumulation) == (real.micro_clips, real.accumulation)
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not(cost: dict[str, Any]) -> None:
@@ -136,6 +116,11 @@ def test_the_mfu_sets_the_time_of_a_step(cost: dict[str, Any]) -> None:
     cost["run"]["recomputes"] = True
     again = plan(cost, mfu=0.25, nodes=2, devices_per_node=4, peak_tflops=100.0)["step"]
     assert again["seconds"] == pytest.approx(4 / 3 * step["seconds"])  # one more forward pass
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(cost: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"batch.global_clips=1024 cannot be shared by 24 processes"):
+        plan(cost, nodes=3)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +170,7 @@ def test_a_refused_config_keeps_its_message_and_exit_code(config: Path) -> None:
 
 
 def test_keys_of_machines_and_of_the_config_are_separated() -> None:
-    assert split_words(["nodes=2", "model.depth=3", "device=cpu"]) == (
+    assert split_overrides(["nodes=2", "model.depth=3", "device=cpu"]) == (
         ["nodes=2", "device=cpu"],
         ["model.depth=3"],
     )

@@ -17,7 +17,6 @@ from kinemae.launch.supervisor.policy import (
     NodeEnd,
     decide,
     end_of,
-    first_failure,
     lost_node,
     requeue,
 )
@@ -110,8 +109,8 @@ def test_the_earliest_failure_that_is_no_victim_is_the_first() -> None:
         failure(2, 1, 2.0),
         failure(3, 1, 0.5, is_victim=True),
     ]
-    assert first_failure(failures)["rank"] == 2
-    assert first_failure([failures[0], failures[3]])["rank"] == 3
+    assert end_of([NodeEnd(failures)])[1] == failures[2]
+    assert end_of([NodeEnd(failures[:1]), NodeEnd(failures[3:])])[1] == failures[3]
 
 
 @pytest.mark.parametrize(

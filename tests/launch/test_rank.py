@@ -57,7 +57,7 @@ def test_a_process_that_survives_sigkill_does_not_hold_the_run(
 def test_a_host_without_the_interpreter_is_a_failure_of_that_host(tmp_path: Path) -> None:
     job = replace(make_job(tmp_path), python="/no/such/python")
     given = parse([str(job.path), "--node-slots", "2", "--host", "a"])
-    node = start_ranks(given, job)(Plan(attempt=1, processes=[2], master="a:1"), 0)
+    node = start_ranks(given, job, Plan(attempt=1, processes=[2], master="a:1"), 0)
     assert node.has_failed and not node.is_running
     failure = node.close().failures[0]
     assert (failure["rank"], failure["host"]) == (None, "a")

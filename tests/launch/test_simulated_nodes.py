@@ -50,9 +50,6 @@ class FakeRanks:
     failures: list[dict[str, Any]] = field(default_factory=list)
     began_s: float = field(default_factory=time.monotonic)
 
-    def pids(self) -> dict[int, int]:
-        return {0: 1}
-
     def wait(self, wakeup: int, timeout_s: float) -> None:
         time.sleep(min(timeout_s, 0.2))
         if not self.is_running or self.action == "hold" or time.monotonic() < self.began_s + 0.4:
@@ -112,14 +109,7 @@ class Cluster:
         options = ["job.json", "--node", str(node), "--node-slots", "1", "--host", f"n{node}"]
         options += ["--nodes", f"{self._nodes[0]}:{self._nodes[1]}", "--agents", str(self._count)]
         given = parse([*options, "--rendezvous", self._rendezvous])
-        member = ElasticNodes(
-            given.rendezvous,
-            serves=given.serves,
-            run_id="1",
-            node=node,
-            nodes=given.nodes,
-            policy=self._policy,
-        )
+        member = ElasticNodes(given, self._policy)
         self._members[node] = member
 
         def start(plan: Plan, number: int) -> Any:

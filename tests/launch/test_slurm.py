@@ -13,11 +13,10 @@ import pytest
 from kinemae.launch.__main__ import main
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.doctor.nodes import KINDS
+from kinemae.launch.doctor.probe import slurm_address
 from kinemae.launch.job import Job, plan_text, prepare_job
 from kinemae.launch.record import Record, lock_run
-from kinemae.launch.slurm.batch import SETTINGS, agents_command, first_address
-from kinemae.launch.slurm.cluster import SlurmCluster
-from kinemae.launch.slurm.command import files_of
+from kinemae.launch.slurm.cluster import SETTINGS, SlurmCluster
 from kinemae.launch.slurm.queue import cancel_job, requeue_job
 from kinemae.launch.status import status_of
 from tests.conftest import REPO
@@ -61,8 +60,8 @@ def test_a_dry_run_prints_all_files_and_commands(
     monkeypatch.setattr(sys, "executable", "/opt/venv/bin/python")
     job = replace(job_in(Path("/runs/run"), 'x=it\'s $(a) "b"\nc'), python="/opt/venv/bin/python")
     cluster = read_cluster(SlurmCluster, SHIPPED, overrides)
-    files = files_of(cluster, job)
-    text = neutral(plan_text(job, 16, files, {"the first node": agents_command(cluster, job, "A:1", "7")}))
+    agents = {"the first node": cluster.agents(job, "A:1", "7")}
+    text = neutral(plan_text(job, cluster.world(), cluster.files(job), agents))
     assert text == (EXPECTED / f"{name}.txt").read_text(encoding="utf-8")
 
 
@@ -71,22 +70,22 @@ def test_bash_reads_every_hostile_value_unchanged(tmp_path: Path) -> None:
     cluster = SlurmCluster(
         name=HOSTILE, python=HOSTILE, extra=[f"--comment={HOSTILE}"], environment={"A": HOSTILE}
     )
-    script = next(iter(files_of(cluster, replace(job, python=HOSTILE)).values()))
+    script = next(iter(cluster.files(replace(job, python=HOSTILE)).values()))
     assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
     command = script.partition("\nexec ")[2]
     read = subprocess.run(
         ["bash"], input=f'printf "%s\\0" {command}', text=True, capture_output=True, cwd=tmp_path
     )
     assert read.stdout.split("\0")[1:-1] == ["-P", job.script("slurm/batch.py"), str(job.path)]
-    settings = json.loads(files_of(cluster, job)[job.path.with_name(SETTINGS)])
+    settings = json.loads(cluster.files(job)[job.path.with_name(SETTINGS)])
     assert SlurmCluster(**settings) == cluster
-    assert HOSTILE in agents_command(cluster, replace(job, python=HOSTILE), "A:1", "7")
+    assert HOSTILE in cluster.agents(replace(job, python=HOSTILE), "A:1", "7")
     assert not list(tmp_path.rglob("pwned"))
 
 
 def test_a_container_is_the_command_prefix_of_each_agent(tmp_path: Path) -> None:
     words = ["container=[apptainer, exec, --nv, k.sif]", "srun=[--mpi=none]", "python=python3"]
-    command = agents_command(read_cluster(SlurmCluster, SHIPPED, words), job_in(tmp_path), "A:1", "7")
+    command = read_cluster(SlurmCluster, SHIPPED, words).agents(job_in(tmp_path), "A:1", "7")
     place = command.index("--mpi=none")
     assert command[place + 1 : place + 5] == ["apptainer", "exec", "--nv", "k.sif"]
 
@@ -113,13 +112,13 @@ def test_a_wrong_cluster_file_is_refused_by_key(override: str, message: str) -> 
 @pytest.mark.parametrize("key", ["name", "partition", "time"])
 def test_a_value_of_several_lines_is_refused(key: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--[a-z-]+ of sbatch must be one line of printable text, got 'a"):
-        files_of(read_cluster(SlurmCluster, None, [f'{key}="a\\nb"']), job_in(tmp_path / "run"))
+        read_cluster(SlurmCluster, None, [f'{key}="a\\nb"']).files(job_in(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("name", ["a\\b", "a\nb"])
 def test_a_run_folder_that_slurm_cannot_log_into_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="run_dir must be one line without backslashes"):
-        files_of(SlurmCluster(), job_in(tmp_path / name))
+        SlurmCluster().files(job_in(tmp_path / name))
 
 
 def test_the_doctor_requests_the_nodes_and_containers_of_a_job() -> None:
@@ -171,21 +170,26 @@ def test_a_requeue_keeps_the_excluded_nodes_of_the_job(
 
 
 @pytest.mark.parametrize(
-    ("shown", "address"), [("NodeName=n1 NodeAddr=10.0.0.1 Port=1", "10.0.0.1"), ("", "n1")]
+    ("shown", "nodes", "address"),
+    [
+        ("NodeName=n1 NodeAddr=10.0.0.1 Port=1", "n1", "10.0.0.1"),
+        ("", "n1", "n1"),
+        ("", "gpu-a,gpu-b", "gpu-a"),
+        ("", "gpu-[07-08,11]", "gpu-07"),
+    ],
 )
 def test_the_address_of_the_first_node(
-    shown: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shown: str, nodes: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_tools(tmp_path / "tools", monkeypatch, scontrol=shown)
-    monkeypatch.setenv("SLURMD_NODENAME", "n1")
-    assert first_address() == address
+    assert slurm_address(nodes) == address
 
 
 def test_a_refused_job_is_no_job_of_the_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with_tools(tmp_path / "tools", monkeypatch, sbatch="")
-    monkeypatch.setattr("kinemae.launch.slurm.command.prepare_job", lambda *_, **__: job_in(tmp_path / "run"))
+    monkeypatch.setattr("kinemae.launch.cluster.prepare_job", lambda *_, **__: job_in(tmp_path / "run"))
     for _ in range(2):
         assert main(["slurm", "--", "pretrain", "demo"]) == 2
         assert "sbatch refused the job" in capsys.readouterr().err
@@ -197,11 +201,22 @@ def test_a_job_in_the_folder_of_a_running_launch_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with_tools(tmp_path / "tools", monkeypatch, sbatch="1")
-    monkeypatch.setattr("kinemae.launch.slurm.command.prepare_job", lambda *_, **__: job_in(tmp_path / "run"))
+    monkeypatch.setattr("kinemae.launch.cluster.prepare_job", lambda *_, **__: job_in(tmp_path / "run"))
     with lock_run(tmp_path / "run"):
         Record(tmp_path / "run").begin(kind="local")
         assert main(["slurm", "--", "pretrain", "demo"]) == 2
-    assert "`launch local` of" in capsys.readouterr().err
+    assert re.search(f"process {os.getpid()} on .* is running it already", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("kind", ["local", "slurm"])
+def test_a_launch_of_a_run_in_the_queue_of_slurm_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_tools(tmp_path / "tools", monkeypatch, sbatch="1", squeue="PENDING, (Priority), 0:00 of 1:00")
+    monkeypatch.setattr("kinemae.launch.cluster.prepare_job", lambda *_, **__: job_in(tmp_path / "run"))
+    Record(tmp_path / "run").begin(kind="slurm", job_id="7")
+    assert main([kind, "--", "pretrain", "demo"]) == 2
+    assert f"job 7 of {tmp_path / 'run'} is pending; fix: set another run_dir" in capsys.readouterr().err
 
 
 def test_a_stop_that_cannot_be_written_goes_to_the_agents_through_srun(

@@ -14,8 +14,7 @@ import pytest
 
 from kinemae.launch.job import Job
 from kinemae.launch.record import Record, read_record
-from kinemae.launch.slurm.cluster import SlurmCluster
-from kinemae.launch.slurm.command import SCRIPT, files_of
+from kinemae.launch.slurm.cluster import SCRIPT, SlurmCluster
 from kinemae.launch.slurm.queue import CANCELLED, cancel_job, describe_job
 from kinemae.launch.status import status_of
 from tests.conftest import run_module
@@ -46,7 +45,7 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Submit:
         policy = {"max_restarts": cluster.max_restarts, "heartbeat_timeout_s": 8.0, "grace_s": 3.0}
         job = replace(job, policy={**policy, "host_wait_s": 10.0})
         job.path.write_text(job.to_json())
-        for path, text in files_of(cluster, job).items():
+        for path, text in cluster.files(job).items():
             path.write_text(text)
         Record(Path(job.run_dir)).begin(kind="slurm")
         return ask("sbatch", "--parsable", str(job.path.with_name(SCRIPT))), job

@@ -2,15 +2,14 @@
 
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.record import is_locked, read_record, request_stop
-from kinemae.launch.ssh import SshCluster, _address_of, read_hostfile
-from kinemae.launch.supervisor.hosts import HostStatus, resolution_error
+from kinemae.launch.ssh import SshCluster, address_of
+from kinemae.launch.supervisor.hosts import HostStatus, hostname_problem, resolution_error
 from tests.launch.fake_program import (
     are_waiting,
     launcher_of,
@@ -90,22 +89,21 @@ def test_hosts_by_ssh_aliases_run_with_an_address_and_an_interface(tmp_path: Pat
 
 def test_a_host_that_replaces_the_first_has_an_address_also_if_only_ssh_knows_its_name() -> None:
     status = HostStatus(own_address="10.0.0.7")
-    assert _address_of("me@an-alias.invalid", status) == "10.0.0.7"
-    assert _address_of("me@localhost", status) == "localhost"
-    assert _address_of("an-alias.invalid", HostStatus()) == "an-alias.invalid"
+    assert address_of("me@an-alias.invalid", status) == "10.0.0.7"
+    assert address_of("me@localhost", status) == "localhost"
+    assert address_of("an-alias.invalid", HostStatus()) == "an-alias.invalid"
 
 
 def test_name_resolution_matters_between_different_machines() -> None:
     good = {"machine": "1", "own_address": "10.0.0.1"}
     one = {"a": HostStatus(**good), "b": HostStatus(**{**good, "resolve_error": "no"})}
     assert resolution_error(one, "a", {}) is None, "one machine reaches itself"
-    two = {"a": HostStatus(**good), "b": HostStatus(machine="2", hostname="b", own_address="127.0.1.1")}
-    assert "'b' resolves to 127.0.1.1 there" in str(resolution_error(two, "a", {}))
+    problem = hostname_problem("b", "127.0.1.1")
+    two = {"a": HostStatus(**good), "b": HostStatus(machine="2", hostname_error=problem)}
+    assert "'b' resolves to 127.0.1.1; Gloo announces that address" in str(resolution_error(two, "a", {}))
     assert resolution_error(two, "a", {"GLOO_SOCKET_IFNAME": "eth0"}) is None
-    two["b"] = replace(two["b"], has_interface=True)
-    assert resolution_error(two, "a", {}) is None
-    two["b"] = replace(two["b"], has_interface=False, own_address=None)
-    assert "'b' cannot be resolved there" in str(resolution_error(two, "a", {}))
+    assert "'b' cannot be resolved; Gloo" in str(hostname_problem("b", None))
+    assert hostname_problem("b", "10.0.0.2") is None
 
 
 @pytest.mark.processes
@@ -235,34 +233,10 @@ def test_a_host_that_does_not_see_the_code_is_named(tmp_path: Path, network: Net
     assert code == 1 and f"{network.hosts[0].name} is unreachable (" in output and "No such file" in output
 
 
-def test_hostfiles_are_those_of_deepspeed(tmp_path: Path) -> None:
-    path = tmp_path / "hosts"
-    path.write_text("# all\n\na slots=8\n  10.0.0.2   slots=4 # half\n")
-    assert read_hostfile(path) == {"a": 8, "10.0.0.2": 4}
-    assert read_cluster(SshCluster, None, [f"hostfile={path}"]).slots() == {"a": 8, "10.0.0.2": 4}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a\n", "line 1: expected `HOST slots=N`, got 'a'"),
-        ("a slots=8\nb slots=x\n", "line 2: expected `HOST slots=N`, got 'b slots=x'"),
-        ("a slots=8\na slots=8\n", "line 2: expected each host once, got a again"),
-        ("# nobody\n", "hostfile must contain at least one host"),
-    ],
-)
-def test_a_wrong_hostfile_names_the_line(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "hosts"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_hostfile(path)
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "expected the hosts as one of hostfile=FILE and 'hosts={a: 8, b: 8}' .*, got neither"),
-        (["hosts.a=1", "hostfile=x"], "got hosts and hostfile"),
+        ([], "hosts must contain processes by host, as in 'hosts={a: 8, b: 8}', got {}"),
         (["hosts.-oProxyCommand=1"], "hosts must contain host names or addresses, got '-oProxyCommand'"),
         (["hosts={a b: 1}"], "got 'a b'"),
         (["hosts.a=0"], "hosts.a must be at least 1, got 0"),
