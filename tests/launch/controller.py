@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.seeds import IS_NIGHTLY
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 
 # `urgent` preempts `normal`, which has 30 seconds to save. A requeued job waits until its credential has
@@ -34,7 +36,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/%n.pid
 SlurmdSpoolDir={folder}/spool-%n
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin={task_plugin}
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
@@ -105,6 +107,8 @@ def controller() -> Iterator[Path]:
         configuration = folder / "slurm.conf"
         configuration.write_text(
             CONFIGURATION.format(
+                # Which binds each task to its cores; not every container allows it.
+                task_plugin="task/affinity" if IS_NIGHTLY else "task/none",
                 host=socket.gethostname().partition(".")[0],
                 user=getpass.getuser(),
                 folder=folder,

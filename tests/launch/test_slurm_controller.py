@@ -76,6 +76,10 @@ def starts(job: Job, rank: int) -> list[dict[str, object]]:
     return [line for line in reports(job) if line["RANK"] == str(rank)]
 
 
+def node_state(node: str) -> str:
+    return ask("sinfo", "--noheader", "--nodes", node, "--partition", "three", "--format", "%T")
+
+
 def log_of(job_id: str, job: Job) -> str:
     return (Path(job.run_dir) / "logs" / f"slurm-{job_id}.log").read_text()
 
@@ -164,6 +168,24 @@ def test_a_spare_node_replaces_a_node_that_is_down(submit: Submit) -> None:
     try:
         assert exit_code(job_id) == 0, log_of(job_id, job)
         assert victim not in read_record(Path(job.run_dir))["hosts"] and field(job_id, "Restarts") == "0"
+    finally:
+        ask("scontrol", "update", f"NodeName={victim}", "State=RESUME")
+
+
+@pytest.mark.nightly
+def test_a_drained_node_finishes_its_work_and_gets_no_more(submit: Submit) -> None:
+    cluster = SlurmCluster(partition="three", nodes=2)
+    job_id, job = submit("save=5", "once=wait=300", cluster=cluster)
+    wait_for(are_waiting(job, 2), doing="both processes")
+    victim = next(host for host in read_record(Path(job.run_dir))["hosts"] if host != "n1")
+    ask("scontrol", "update", f"NodeName={victim}", "State=DRAIN", "Reason=test")
+    try:
+        assert node_state(victim) == "draining" and state(job_id) == "RUNNING"
+        ask("scancel", "--batch", "--signal=USR1", job_id)
+        assert exit_code(job_id) == 0, log_of(job_id, job)
+        assert field(job_id, "Restarts") == "1" and node_state(victim) == "drained"
+        hosts = read_record(Path(job.run_dir))["hosts"]
+        assert len(hosts) == 2 and victim not in hosts
     finally:
         ask("scontrol", "update", f"NodeName={victim}", "State=RESUME")
 
