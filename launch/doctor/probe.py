@@ -26,7 +26,7 @@ MARK = "kinemae-probe"
 CHUNK = 800
 JOINING = "joining the group"
 STAGES = ("starting", "importing torch", "selecting a GPU", JOINING, "summing", "done")  # of a rank
-_SCONTROL_S, _SEEN_S = 60, 4.0
+_SCONTROL_S, _SEEN_S, _MARGIN_S = 60, 4.0, 5.0
 _REDUCED_MB = {"gloo": 8, "nccl": 256}  # of the timed all-reduce
 _TAIL = 800
 
@@ -201,7 +201,8 @@ def rank_main() -> None:
     number), `gpu` (the name of its own); for each backend `wrong` (the first wrong sum, or None) and
     `mb_per_s` (of a link of a ring).
     """
-    signal.alarm(int(os.environ["DOCTOR_LIMIT_S"]) + 10)  # if the probe was killed
+    limit_s, began = int(os.environ["DOCTOR_LIMIT_S"]), time.monotonic()
+    signal.alarm(limit_s + 10)  # if the probe was killed
     _print(stage="importing torch")
     import torch
     import torch.distributed as dist
@@ -213,7 +214,17 @@ def rank_main() -> None:
     if is_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     _print(stage=JOINING, gpu=torch.cuda.get_device_name() if is_gpu else None)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=float(os.environ["DOCTOR_LIMIT_S"]) / 2))
+    end = began + limit_s - _MARGIN_S  # an error of this process says more than the time limit
+    while os.environ["RANK"] != "0":  # torch would not say why it cannot connect
+        master, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        try:
+            socket.create_connection((master, port), timeout=_MARGIN_S).close()
+            break
+        except OSError as error:
+            if time.monotonic() > end - _MARGIN_S:
+                sys.exit(f"cannot connect to {master}, port {port}: {error}")
+            time.sleep(0.2)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=max(1.0, end - time.monotonic())))
     are_gpus = torch.tensor(int(is_gpu))
     dist.all_reduce(are_gpus, dist.ReduceOp.MIN)
     _print(stage="summing")

@@ -151,8 +151,7 @@ def _parts(job: str) -> tuple[str, str, str]:
 def _pods(namespace: str, name: str) -> list[dict[str, Any]]:
     """The pods of a job and of earlier jobs of its name."""
     shown = _kubectl(namespace, "get", "pods", f"--selector={JOBSET_LABEL}={name}", "--output=json")
-    pods = json.loads(shown)["items"]
-    assert isinstance(pods, list)
+    pods: list[dict[str, Any]] = json.loads(shown)["items"]
     return pods
 
 

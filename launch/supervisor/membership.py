@@ -122,12 +122,7 @@ class SingleNode:
         self.store = MemoryStore()
 
     def join(self) -> Round:
-        """Wait for the next round and take part in it.
-
-        Raises:
-            TooFewNodes: not enough nodes have joined in time; another attempt is possible.
-            StoreLost: the store does not respond.
-        """
+        """Wait for the next round and take part. Raises `TooFewNodes` after a time, or `StoreLost`."""
         return Round(MemoryStore(), 0, 1)
 
     def leave(self) -> None:
