@@ -233,9 +233,11 @@ def _reject_wrong_order(arguments: argparse.Namespace, command: Command | None) 
             f"fix: write {bare} {shlex.quote(given)}"
         )
     if bare is not None and bare.isidentifier() and command is not None and command.takes_job:
+        fix = "write -- before the job, as in -- pretrain CONFIG"
+        if getattr(arguments, "job", None):
+            fix = "write the cluster before the overrides"
         raise ConfigError(
-            f"expected an override of the form key=value, or a job after --, got {bare!r}; "
-            "fix: write -- before the job, as in -- pretrain CONFIG"
+            f"expected an override of the form key=value, or a job after --, got {bare!r}; fix: {fix}"
         )
     flags = [flag for flag, _ in command.options] if command else []
     if bare is not None and f"--{bare}" in flags:

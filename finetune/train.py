@@ -49,6 +49,7 @@ from kinemae.pretrain.runtime.abort import abort_on_error
 from kinemae.pretrain.runtime.engine import BlockSettings, check_engine, compiles
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs
 from kinemae.pretrain.runtime.loop import Trainer
+from kinemae.pretrain.runtime.muon import iteration_flops
 from kinemae.pretrain.runtime.optimizer import check_schedule, parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir, run_lock
@@ -246,8 +247,8 @@ def _check_settings(config: FinetuneConfig, processes: Processes) -> BatchPlan:
 
 def _plan_batch(config: FinetuneConfig, world: int) -> BatchPlan:
     views = config.mix.group_size(config.data.views_per_video)
-    is_mixed = "2 x data.views_per_video (mix takes two videos)"
-    unit = is_mixed if config.mix.is_on else "data.views_per_video"
+    of_two = "2 x data.views_per_video (mix takes two videos)"
+    unit = of_two if config.mix.is_on else "data.views_per_video"
     return plan_batch(config.batch.global_clips, config.batch.clips_per_device, world, views, unit=unit)
 
 
@@ -317,7 +318,10 @@ def training(prepared: PreparedRun) -> Trainer:
 def _step_flops(prepared: PreparedRun, clip: ClipConfig) -> float | None:
     """Training FLOPs of a step over all processes, on the first one; None if they are not known."""
     flops = training_flops(prepared.model, clip) if prepared.processes.is_first else None
-    return None if flops is None else flops * prepared.plan.global_clips
+    if flops is None:
+        return None
+    of_update = iteration_flops(prepared.model) if prepared.config.optim.optimizer == "muon" else 0
+    return flops * prepared.plan.global_clips + of_update
 
 
 def train_and_save(prepared: PreparedRun, run: Trainer) -> None:

@@ -133,8 +133,8 @@ def start(cluster: ClusterConfig, arguments: argparse.Namespace) -> int:
             "use a login node of the cluster"
         )
     run_dir = Path(job.run_dir)
-    refuse_queued(run_dir)
     with lock_run(run_dir):
+        refuse_queued(run_dir)
         write_job(job)
         record = Record(run_dir)
         record.begin(kind=cluster.KIND, steps=job.summary.get("steps"), run_id="1")

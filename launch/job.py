@@ -209,7 +209,8 @@ def check_job(
     trains_here: bool = True,
 ) -> dict[str, Any]:
     """Run the job's command with `--dry-run --json` and return what it prints, see `read_output`."""
-    words = [*job_argv, *([] if trains_here else ["engine.device=auto"]), "--dry-run", "--json"]
+    elsewhere = ["engine.device=auto", "engine.residual_dtype=fp32"]  # what this machine may lack
+    words = [*job_argv, *([] if trains_here else elsewhere), "--dry-run", "--json"]
     rank = {"RANK": "0", "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
     rank |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     return read_output(words, {**environment, **rank})

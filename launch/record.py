@@ -151,7 +151,7 @@ def is_locked(run_dir: Path, *names: str) -> bool | None:
 
 
 def request_stop(run_dir: Path, number: int = signal.SIGTERM) -> None:
-    """Ask the first agent of a run, which polls once a second, to stop it by a signal to the processes."""
+    """Ask the first agent of a run to send a signal to the processes; it reads requests once a second."""
     path = run_dir / LAUNCH_FOLDER / STOP
     try:
         atomic_write_text(path, f"{signal.Signals(number).name}\n")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from kinemae.pretrain.model.blocks import uncompiled
+from kinemae.pretrain.model.blocks import as_in_evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     was_training = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        with torch.no_grad(), uncompiled(module):
+        with torch.no_grad(), as_in_evaluation(module):
             yield
     finally:
         for part, mode in was_training:

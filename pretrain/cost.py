@@ -10,7 +10,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -31,8 +31,8 @@ from kinemae.pretrain.model.ledger import MATMUL, OTHER, Operation, Place, trace
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.roofline import count_by_part, ledgers, predict
 from kinemae.pretrain.runtime.engine import setting_obstacle
-from kinemae.pretrain.runtime.muon import muon_flops, stacked_matrices
-from kinemae.pretrain.runtime.settings import OptimConfig
+from kinemae.pretrain.runtime.muon import iteration_flops
+from kinemae.pretrain.runtime.settings import OptimConfig, residual_dtype_on
 from kinemae.pretrain.token_selection import TokenSelection
 
 UPDATE_FLOPS = 16
@@ -141,9 +141,7 @@ def _iteration_flops(build: Callable[[], MaskedAutoencoder], optim: OptimConfig)
     if optim.optimizer != "muon":
         return 0
     with torch.device("meta"):
-        weights = list(build().named_parameters())
-    hidden = [(weight, stacked_matrices(name, weight)) for name, weight in weights]
-    return sum(muon_flops(weight, count) for weight, count in hidden if count and weight.requires_grad)
+        return iteration_flops(build())
 
 
 def _flops(
@@ -170,8 +168,13 @@ def _precision(config: PretrainConfig) -> str:
 
 
 def _residual_dtype(config: PretrainConfig) -> torch.dtype:
-    """The dtype of the residual stream to assume, as for `_precision`."""
-    return torch.bfloat16 if config.engine.residual_dtype == "bf16" else torch.float32
+    """The dtype of the residual stream to assume, as for `_precision`.
+
+    Raises:
+        ValueError: bf16 in an fp32 run.
+    """
+    device = torch.device("cpu" if config.engine.device == "cpu" else "cuda")
+    return residual_dtype_on(replace(config.engine, precision=_precision(config)), device)
 
 
 def _grad_reduce_dtype(config: PretrainConfig) -> str:

@@ -54,7 +54,7 @@ def ledgers(operations: list[Operation]) -> dict[str, list[Operation]]:
     no time.
     """
     moved = (one for one in operations if one.kind != TRANSFER)
-    everything = [_in_graph(one, one.place.region or int(one.place.part != "update")) for one in moved]
+    everything = [_in_graph(one, int(one.place.part != "update")) for one in moved]
     return {
         "eager": operations,
         "compiled": fuse(operations),

@@ -28,7 +28,7 @@ from kinemae.finetune.config import EvaluateConfig, FinetuneConfig
 from kinemae.finetune.model_file import FinetunedModel
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import SamplePrediction, Targets, Task
-from kinemae.pretrain.model.blocks import uncompiled
+from kinemae.pretrain.model.blocks import as_in_evaluation
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.settings import BatchConfig, EngineConfig, precision_on
 
@@ -199,7 +199,7 @@ def _forward(
     # Not torch.inference_mode: the model may be trained further, and its buffers must stay ordinary.
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16)
     # Uncompiled, since a forward pass may have any number of views up to the limit.
-    with torch.no_grad(), uncompiled(model), autocast:
+    with torch.no_grad(), as_in_evaluation(model), autocast:
         for begin in range(0, len(joined), limit):
             output_B, kept_B = model.output(on_device(joined[begin : begin + limit], device))
             outputs.append(output_B)

@@ -171,8 +171,8 @@ def _group(reports: Reports) -> Iterator[Problem]:
     crashed = [(name, rank) for name, rank in failed if "exit code" in rank["failed"]]
     is_own = least < STAGES.index(JOINING)
     is_lost = any("lost" in report for report in reports.values())
-    is_result = (is_lost and not is_own) or any(_network(reports))  # of another problem
-    for name, rank in () if is_result else crashed or failed:
+    is_consequence = (is_lost and not is_own) or any(_network(reports))
+    for name, rank in () if is_consequence else crashed or failed:
         lines = rank["failed"].splitlines()
         text = f"the process group stopped at {rank['stage']} on {{nodes}}: {lines[0]}"
         text += f" ... {lines[-1]}" if len(lines) > 1 else ""

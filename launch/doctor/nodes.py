@@ -46,7 +46,10 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     target = KINDS[kind](arguments.cluster, arguments.overrides)
     program = target.commands[0][0][0]
     if shutil.which(program) is None:
-        raise ConfigError(f"no program {program!r} on this machine, which starts the probes")
+        raise ConfigError(
+            f"expected the program {program!r}, which starts the probes, on this machine, found none; fix: "
+            "install it, or use a login node of the cluster"
+        )
     if arguments.dry_run:
         sys.stdout.write("".join(f"{shlex.join(command)}\n" for command, _ in target.commands))
         return 0

@@ -3,9 +3,11 @@
 import ctypes
 import os
 import signal
+import socket
 import sys
 
 _PR_SET_PDEATHSIG = 1
+_CANNOT_START = 5  # as a process that hangs: another host may do better
 
 
 def main(argv: list[str]) -> int:
@@ -14,8 +16,13 @@ def main(argv: list[str]) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(agent):  # it died before prctl
         return 128 + signal.SIGTERM
-    os.chdir(folder)
-    os.execvp(command[0], command)
+    try:
+        os.chdir(folder)
+        os.execvp(command[0], command)
+    except OSError as error:
+        where = f"{socket.gethostname()}: cannot start a process in {folder}"
+        sys.stderr.write(f"{where}: {error}; fix: make the folder and {command[0]} visible on this host\n")
+        return _CANNOT_START
 
 
 if __name__ == "__main__":

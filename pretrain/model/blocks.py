@@ -5,7 +5,7 @@ With drop path (stochastic depth), activation checkpointing (gradient checkpoint
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -196,12 +196,11 @@ class Block(Compilable):
         keep_XBN1: Tensor | None = None,
     ) -> Tensor:
         """Run the attentions, the first half of the block. See `forward`."""
-        x_BND = x_BND.to(self.residual_dtype or x_BND.dtype)
         for i, ((norm_i, attn, scale), attention_fn) in enumerate(
             zip(self.branches(), attention_fns, strict=True)
         ):
             change_BND = scale(attn(norm_i(x_BND), attention_fn, rotate))
-            x_BND = x_BND + (change_BND if keep_XBN1 is None else change_BND * keep_XBN1[i])
+            x_BND = self._add(x_BND, change_BND if keep_XBN1 is None else change_BND * keep_XBN1[i])
         return x_BND
 
     def branches(self) -> list[tuple[nn.Module, nn.Module, nn.Module]]:
@@ -212,7 +211,13 @@ class Block(Compilable):
     def feed_forward(self, x_BND: Tensor, keep_XBN1: Tensor | None = None) -> Tensor:
         """Run the MLP, the second half of the block."""
         change_BND = self.ls2(self.mlp(self.norm2(x_BND)))
-        return x_BND + (change_BND if keep_XBN1 is None else change_BND * keep_XBN1[-1])
+        return self._add(x_BND, change_BND if keep_XBN1 is None else change_BND * keep_XBN1[-1])
+
+    def _add(self, x_BND: Tensor, change_BND: Tensor) -> Tensor:
+        """The sum in the dtype of the residual stream; layer scale and drop path may give float32."""
+        if self.residual_dtype is not None and change_BND.element_size() > x_BND.element_size():
+            change_BND = change_BND.to(x_BND.dtype)
+        return x_BND + change_BND
 
 
 class CrossBlock(Compilable):
@@ -232,7 +237,6 @@ class CrossBlock(Compilable):
         self, x_BMD: Tensor, memory_BKD: Tensor, rotate: tuple[Rotate, Rotate] | None = None
     ) -> Tensor:
         """Run the block, as x_BMD."""
-        x_BMD = x_BMD.to(self.residual_dtype or x_BMD.dtype)
         x_BMD = x_BMD + self.cross_attn(self.norm1(x_BMD), memory_BKD, rotate)
         return x_BMD + self.mlp(self.norm2(x_BMD))
 
@@ -241,9 +245,13 @@ def run_block(block: nn.Module, *inputs: object, part: Callable[..., Tensor] | N
     """Call a block, or a part of it, on these inputs.
 
     If `block.recompute` is set, activations are recomputed in the backward pass (activation checkpointing,
-    arXiv 1604.06174). Blocks use no random numbers.
+    arXiv 1604.06174). Blocks use no random numbers. The first input enters in `block.residual_dtype`: this
+    cast is outside of the block, so that all blocks have the same compiled graph.
     """
     run = block if part is None else part
+    dtype, (x_BND, *others) = cast("torch.dtype | None", block.residual_dtype), inputs
+    if dtype is not None:
+        inputs = (cast("Tensor", x_BND).to(dtype), *others)
     if block.recompute and torch.is_grad_enabled():
         return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)
     return run(*inputs)
@@ -276,18 +284,27 @@ def set_up_blocks(
 
 
 @contextmanager
-def uncompiled(module: nn.Module) -> Iterator[None]:
-    """While entered, compiled modules run uncompiled, for inputs of other shapes than those of training."""
+def as_in_evaluation(module: nn.Module) -> Iterator[None]:
+    """While entered, modules run as in a process that does not train.
+
+    Compiled modules run uncompiled, for inputs of other shapes than those of training, and the residual
+    stream has the dtype of its inputs.
+    """
+    dtypes = {part: part.residual_dtype for part in module.modules() if isinstance(part, Block | CrossBlock)}
     calls = {
         part: part._compiled_call_impl
         for part in module.modules()
         if part._compiled_call_impl is not None  # set by `nn.Module.compile`
     }
     try:
+        for block in dtypes:
+            block.residual_dtype = None
         for part in calls:
             part._compiled_call_impl = None
         yield
     finally:
+        for block, dtype in dtypes.items():
+            block.residual_dtype = dtype
         for part, call in calls.items():
             part._compiled_call_impl = call
 

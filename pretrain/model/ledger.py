@@ -320,13 +320,14 @@ def _repeat_upcasts(operations: list[Operation], chains: list[int]) -> list[Oper
 
 
 def _kernels(chain: list[tuple[int, Operation]], last_read: dict[int, int]) -> list[Operation]:
-    if len(chain) == 1:
-        return [chain[0][1]]
-    end = chain[-1][0]
+    first, end = chain[0][1], chain[-1][0]
+    if not _is_fused(first):
+        return [first]
     reads: dict[int, int] = {}
     written: dict[int, int] = {}
     for _, operation in chain:
         reads |= {number: size for number, size in operation.reads.items() if number not in written}
         written |= operation.writes
     writes = {number: size for number, size in written.items() if last_read.get(number, end + 1) > end}
-    return [Operation(chain[0][1].place, OTHER, 0, reads, writes)]
+    kind = first.kind if len(chain) == 1 else OTHER
+    return [Operation(first.place, kind, 0, reads, writes)] if writes else []

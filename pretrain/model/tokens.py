@@ -128,7 +128,7 @@ def normalize(patches_BKP: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[fl
             f"pixels: expected uint8 from 0 to 255, got {patches_BKP.dtype}; fix: pass the decoded bytes, or "
             "(255 * clip).round().to(torch.uint8) for a clip on a scale of 0 to 1"
         )
-    # A compiled graph contains the fills; it would warn about the cache.
+    # The compiler warns about caches; a compiled graph contains the fills.
     colour_line = _colour_line.__wrapped__ if torch.compiler.is_compiling() else _colour_line
     scale_C, shift_C = colour_line(mean, std, patches_BKP.device)
     return torch.addcmul(shift_C, patches_BKP.unflatten(2, (-1, len(mean))).float(), scale_C).flatten(2)

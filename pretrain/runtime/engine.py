@@ -100,12 +100,12 @@ def check_engine(engine: EngineConfig, processes: Processes, blocks: BlockSettin
 
 
 def compiles(engine: EngineConfig, processes: Processes, blocks: BlockSettings) -> bool:
-    """Whether the blocks of a checked run are compiled; the log states why `auto` does not do so on CUDA."""
+    """Whether a checked run compiles; the log states why `auto` does not do so on CUDA."""
     if engine.compile == "false" or (engine.compile == "auto" and processes.device.type != "cuda"):
         return False
     obstacle = _compile_obstacle(engine, processes.device, blocks)
     if obstacle is not None and processes.is_first:
-        log.info("engine.compile=auto: blocks are not compiled %s; to compile them, %s", *obstacle)
+        log.info("engine.compile=auto: nothing is compiled %s; to compile, %s", *obstacle)
     return obstacle is None
 
 

@@ -90,3 +90,9 @@ def muon_flops(weight: nn.Parameter, matrices: int) -> int:
     rows, columns = weight.shape[0] // matrices, weight.shape[1]
     short, long = sorted((rows, columns))
     return matrices * _ITERATIONS * 2 * short * short * (2 * long + short)
+
+
+def iteration_flops(module: nn.Module) -> int:
+    """FLOPs of the Newton-Schulz iterations of an update of all trained weights."""
+    hidden = ((weight, stacked_matrices(name, weight)) for name, weight in module.named_parameters())
+    return sum(muon_flops(weight, count) for weight, count in hidden if count and weight.requires_grad)

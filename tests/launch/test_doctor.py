@@ -70,7 +70,10 @@ def named(results: list[dict[str, Any]], check: str, words: str) -> dict[str, An
     [
         (["mars"], "the kind of cluster must be one of local, ssh, slurm, got 'mars'"),
         (["local", "proceses=2"], "did you mean processes"),
-        (["local", "python=/nowhere/python"], "no program '/nowhere/python' on this machine"),
+        (
+            ["local", "python=/nowhere/python"],
+            "expected the program '/nowhere/python', which starts the probes",
+        ),
         (["local", "--shards", "s3://bucket/shards"], "got the URL s3://bucket/shards"),
     ],
 )

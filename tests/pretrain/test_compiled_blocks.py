@@ -186,12 +186,25 @@ def test_no_kind_of_attention_is_compiled_again_from_step_to_step(
     assert not graphs.dynamic
 
 
+def test_blocks_have_one_graph_whatever_the_dtype_of_their_inputs_is() -> None:
+    """The embedding is float32 or bfloat16; the residual stream has one dtype."""
+    torch._dynamo.reset()
+    graphs, block = Graphs(), blocks.CrossBlock(8, 2, 8)
+    set_up_blocks(block, recompute=False, compiled=True, residual_dtype=torch.bfloat16, backend=graphs)
+    x_BMD = torch.randn(2, 3, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found_BMD = blocks.run_block(block, blocks.run_block(block, x_BMD, x_BMD), x_BMD)
+    assert graphs.count == 1 and found_BMD.dtype == torch.bfloat16
+    with blocks.as_in_evaluation(block):
+        assert blocks.run_block(block, x_BMD, x_BMD).dtype == torch.float32
+
+
 def test_uncompiled_blocks_make_no_graphs_and_are_compiled_again_afterwards() -> None:
     torch._dynamo.reset()
     graphs, block = Graphs(), blocks.CrossBlock(8, 2, 8)
     set_up_blocks(block, recompute=False, compiled=True, backend=graphs)
     x_BMD = torch.randn(2, 3, 8)
-    with blocks.uncompiled(block):
+    with blocks.as_in_evaluation(block):
         found_BMD = block(x_BMD, x_BMD)
     assert graphs.count == 0
     assert torch.equal(block(x_BMD, x_BMD), found_BMD)

@@ -161,6 +161,17 @@ def test_a_later_kernel_reads_the_source_of_an_upcast_that_is_stored() -> None:
     assert last.bytes == product.writes.popitem()[1] + 2000 + 4
 
 
+def test_a_cast_whose_result_no_kernel_reads_is_not_run() -> None:
+    def function(half: torch.Tensor) -> torch.Tensor:
+        product = half @ half.t()
+        wide = half.float()
+        return product.sum() + (2 * (product @ half)).sum() + wide.sum()
+
+    half = torch.empty(10, 100, dtype=torch.bfloat16, device="meta")
+    kernels = fuse(recorded(lambda x: function(half)))
+    assert sum(one.kind == CAST for one in kernels) == 0
+
+
 def test_compiled_parts_move_less_and_compute_the_same() -> None:
     found = ledgers(ledger(is_bf16=True))
     eager, compiled, everything = (
