@@ -19,8 +19,7 @@ def _run(module: str, function: str, *given: str) -> Callable[[argparse.Namespac
     def run(arguments: argparse.Namespace) -> int:
         try:
             called = getattr(importlib.import_module(f"kinemae.launch.{module}"), function)
-            code: int = called(*given, arguments)
-            return code
+            return int(called(*given, arguments))
         except JobRefused as refused:  # its text is the log of the dry run
             sys.stderr.write(f"{refused}\n")
             return refused.code

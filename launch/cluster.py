@@ -126,12 +126,7 @@ def start(cluster: ClusterConfig, arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         sys.stdout.write(plan_text(job, cluster.world(), files, commands))
         return 0
-    program = next(iter(commands.values()))[0]
-    if shutil.which(program) is None:
-        raise ConfigError(
-            f"expected a program {program!r} on this machine, found none; fix: install it, set python, or "
-            "use a login node of the cluster"
-        )
+    check_program(next(iter(commands.values()))[0])
     run_dir = Path(job.run_dir)
     with lock_run(run_dir):
         refuse_queued(run_dir)
@@ -145,3 +140,10 @@ def start(cluster: ClusterConfig, arguments: argparse.Namespace) -> int:
         except Exception as error:
             record.end(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_CRASHED)
             raise
+
+
+def check_program(name: str) -> None:
+    """Raise a ConfigError if this machine lacks the program that starts the job."""
+    problem = f"expected a program {name!r} on this machine, found none"
+    if shutil.which(name) is None:
+        raise ConfigError(f"{problem}; fix: install it, set python, or use a login node of the cluster")

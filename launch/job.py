@@ -228,8 +228,7 @@ def read_output(words: Sequence[str], variables: Mapping[str, str]) -> dict[str,
     )
     if ran.returncode != 0:
         raise JobRefused(ran.returncode, ran.stderr.rstrip())
-    printed: dict[str, Any] = json.loads(ran.stdout[ran.stdout.index("{") :])
-    return printed
+    return dict(json.loads(ran.stdout[ran.stdout.index("{") :]))
 
 
 def config_index(job_argv: Sequence[str]) -> int:

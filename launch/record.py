@@ -82,13 +82,12 @@ def read_record(run_dir: Path) -> dict[str, Any]:
         return {"kind": "k8s", "job_id": str(run_dir).removeprefix(KUBERNETES)}
     path = run_dir / LAUNCH_FOLDER / _RECORD
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         found = f"a folder without {path.relative_to(run_dir)}" if run_dir.is_dir() else "no such folder"
         raise ConfigError(f"{run_dir}: expected the folder of a launched run, got {found}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    return record
 
 
 @contextmanager

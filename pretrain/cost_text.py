@@ -8,7 +8,7 @@ _SHOWN_GPUS = ("h100", "h200")
 _TITLES = {
     "eager": "eager",
     "compiled": "compiled (engine.compile)",
-    "all_compiled": "if all were compiled and the copy to the device took no time",
+    "all_compiled": "if all were one graph and the copy to the device took no time",
 }
 
 

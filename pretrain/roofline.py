@@ -50,7 +50,7 @@ def ledgers(operations: list[Operation]) -> dict[str, list[Operation]]:
     """The ledger of a step, and those of changes of it.
 
     Keys: "eager", "compiled" (`engine.compile`: blocks, conversion to RGB, target and loss of pixels), and
-    "all_compiled", in which the whole forward and backward pass is compiled and the copy to the device takes
+    "all_compiled", in which the whole forward and backward pass is one graph and the copy to the device takes
     no time.
     """
     moved = (one for one in operations if one.kind != TRANSFER)

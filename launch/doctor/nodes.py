@@ -6,7 +6,6 @@ import os
 import random
 import secrets
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 
 from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED
 from kinemae.data_tools.overrides import ConfigError, require
-from kinemae.launch.cluster import SupervisedConfig, read_cluster
+from kinemae.launch.cluster import SupervisedConfig, check_program, read_cluster
 from kinemae.launch.doctor import probe
 from kinemae.launch.doctor.checks import PACKAGES, as_text, evaluate
 from kinemae.launch.job import check_job
@@ -44,12 +43,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     kind = arguments.kind
     require(kind in KINDS, "the kind of cluster", f"be one of {', '.join(KINDS)}", kind)
     target = KINDS[kind](arguments.cluster, arguments.overrides)
-    program = target.commands[0][0][0]
-    if shutil.which(program) is None:
-        raise ConfigError(
-            f"expected the program {program!r}, which starts the probes, on this machine, found none; fix: "
-            "install it, or use a login node of the cluster"
-        )
+    check_program(target.commands[0][0][0])
     if arguments.dry_run:
         sys.stdout.write("".join(f"{shlex.join(command)}\n" for command, _ in target.commands))
         return 0

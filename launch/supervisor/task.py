@@ -7,7 +7,6 @@ import socket
 import sys
 
 _PR_SET_PDEATHSIG = 1
-_CANNOT_START = 5  # as a process that hangs: another host may do better
 
 
 def main(argv: list[str]) -> int:
@@ -20,9 +19,8 @@ def main(argv: list[str]) -> int:
         os.chdir(folder)
         os.execvp(command[0], command)
     except OSError as error:
-        where = f"{socket.gethostname()}: cannot start a process in {folder}"
-        sys.stderr.write(f"{where}: {error}; fix: make the folder and {command[0]} visible on this host\n")
-        return _CANNOT_START
+        sys.stderr.write(f"{socket.gethostname()}: cannot start {command[0]} in {folder}: {error}\n")
+        return 5  # as a process that hangs: another host may do better
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def named(results: list[dict[str, Any]], check: str, words: str) -> dict[str, An
         (["local", "proceses=2"], "did you mean processes"),
         (
             ["local", "python=/nowhere/python"],
-            "expected the program '/nowhere/python', which starts the probes",
+            "expected a program '/nowhere/python' on this machine",
         ),
         (["local", "--shards", "s3://bucket/shards"], "got the URL s3://bucket/shards"),
     ],
