@@ -25,11 +25,11 @@ class World:
         bytes_received: by rank, of the values that other ranks sent in `all_to_all`.
     """
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, patience_s: float):
         self.size = size
         self.bytes_received = [0] * size
         self.turn = threading.Lock()
-        self._barrier = threading.Barrier(size)
+        self._barrier = threading.Barrier(size, timeout=patience_s)
         self._values: list[Any] = [None] * size
 
     def exchange(self, rank: int, value: Any) -> list[Any]:
@@ -43,7 +43,7 @@ class World:
     def _wait(self) -> None:
         self.turn.release()
         try:
-            self._barrier.wait(timeout=_PATIENCE_S)
+            self._barrier.wait()
         finally:
             self.turn.acquire()
 
@@ -89,9 +89,15 @@ class SimulatedProcesses(Processes):
         return torch.cat(found)
 
 
-def run_simulated(size: int, work: Callable[[Processes], Value]) -> tuple[list[Value], World]:
-    """Run `work` on every rank of a world; return the results by rank."""
-    world = World(size)
+def run_simulated(
+    size: int, work: Callable[[Processes], Value], *, patience_s: float = _PATIENCE_S
+) -> tuple[list[Value], World]:
+    """Run `work` on every rank of a world; return the results by rank.
+
+    Args:
+        patience_s: limit for all ranks together between two collectives.
+    """
+    world = World(size, patience_s)
 
     def run(rank: int) -> Value:
         processes = SimulatedProcesses(rank=rank, world=size, device=torch.device("cpu"), shared=world)

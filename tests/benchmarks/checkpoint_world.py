@@ -38,6 +38,8 @@ from kinemae.pretrain.runtime.tensor_shards import (
 from kinemae.pretrain.targets.pixels import PixelTarget
 from tests.simulated_ranks import run_simulated
 
+_PATIENCE_S = 36000.0
+
 
 class ModelShards:
     """The shards of a rank at ZeRO 0 or 3, all in one buffer."""
@@ -128,7 +130,9 @@ def measure(shapes: dict[str, tuple[int, ...]], world: int, stages: list[int], f
     )
     for stage in stages:
         opens.count, before = 0, read_bytes()
-        loaded, simulated = run_simulated(world, partial(load, run_dir=folder, make=make, stage=stage))
+        loaded, simulated = run_simulated(
+            world, partial(load, run_dir=folder, make=make, stage=stage), patience_s=_PATIENCE_S
+        )
         seconds = [one.files for one in loaded]
         print(
             f"| {world} | load, ZeRO {stage} | rank 0 {seconds[0]:.2f}, others "
