@@ -29,6 +29,7 @@ class World:
         self.size = size
         self.bytes_received = [0] * size
         self.turn = threading.Lock()
+        self.error: BaseException | None = None
         self._barrier = threading.Barrier(size, timeout=patience_s)
         self._values: list[Any] = [None] * size
 
@@ -47,8 +48,9 @@ class World:
         finally:
             self.turn.acquire()
 
-    def abort(self) -> None:
-        """Let all ranks fail at their next collective."""
+    def abort(self, error: BaseException) -> None:
+        """Let all ranks fail at their next collective, because of this error of the first one."""
+        self.error = self.error or error
         self._barrier.abort()
 
 
@@ -104,9 +106,12 @@ def run_simulated(
         with world.turn:
             try:
                 return work(processes)
-            except BaseException:
-                world.abort()
+            except BaseException as error:
+                world.abort(error)
                 raise
 
     with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(run, range(size))), world
+        ran = [pool.submit(run, rank) for rank in range(size)]
+    if world.error is not None:
+        raise world.error
+    return [one.result() for one in ran], world

@@ -107,13 +107,14 @@ def test_odd_sizes_keep_the_colours_of_the_last_row_and_column():
 @pytest.mark.slow
 def test_the_compiled_conversion_gives_the_same_bits_with_one_graph():
     torch._dynamo.reset()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     compiled = compiled_to_rgb()
     assert compiled is compiled_to_rgb(), "a restarted loop compiles nothing again"
     for seed in range(3):
         clips = clips_of(clips=3, size=7, shares=BT709)
         clips.luma_BTHW.copy_(noise(3, 4, 7, 7, seed=seed))
         assert torch.equal(compiled(clips), clips.rgb())
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
     rgb = clips.rgb()
     assert compiled(rgb) is rgb
 

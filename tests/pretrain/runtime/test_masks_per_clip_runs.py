@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,10 +31,10 @@ def test_a_resumed_run_repeats_the_unbroken_one_and_micro_batches_do_not_matter(
     broken = small_config(*RUN, f"run_dir={tmp_path / 'broken'}")
     move, steps = ClipBatch.to, iter(range(3))
 
-    def stop_in_the_fourth_step(batch: ClipBatch, device: object) -> ClipBatch:
+    def stop_in_the_fourth_step(batch: ClipBatch, device: Any, **options: Any) -> ClipBatch:
         if next(steps, None) is None:
             raise InterruptedError
-        return move(batch, device)  # type: ignore[arg-type]
+        return move(batch, device, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(ClipBatch, "to", stop_in_the_fourth_step)

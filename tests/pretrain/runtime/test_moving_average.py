@@ -80,12 +80,12 @@ def test_a_resumed_run_has_a_bitwise_equal_teacher_and_losses(
     move = ClipBatch.to
     calls: list[int] = []
 
-    def stop_in_the_fifth_step(batch: ClipBatch, device: torch.device) -> ClipBatch:
+    def stop_in_the_fifth_step(batch: ClipBatch, device: torch.device, **options: Any) -> ClipBatch:
         if device.type != "meta":  # where the FLOPs of a step are counted
             calls.append(0)
         if len(calls) == 5:
             raise InterruptedError
-        return move(batch, device)
+        return move(batch, device, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(ClipBatch, "to", stop_in_the_fifth_step)
