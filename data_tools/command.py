@@ -192,6 +192,7 @@ def parse_arguments(program: Program, argv: list[str]) -> argparse.Namespace:
         for name, command in named.items():
             _describe(choices.add_parser(name, help=command.help, description=command.help), command)
     arguments, unknown = parser.parse_known_args(argv)
+    arguments.job = job
     for stray in unknown:
         if re.fullmatch(r"--local[-_]rank=\d+", stray):
             continue  # added by the deepspeed launcher; LOCAL_RANK is used instead
@@ -203,7 +204,6 @@ def parse_arguments(program: Program, argv: list[str]) -> argparse.Namespace:
     if chosen is not None and chosen.optional is not None:
         _separate_override(arguments, chosen.optional[0])
     check_overrides(arguments.overrides)
-    arguments.job = job
     return arguments
 
 
@@ -234,7 +234,7 @@ def _reject_wrong_order(arguments: argparse.Namespace, command: Command | None) 
         )
     if bare is not None and bare.isidentifier() and command is not None and command.takes_job:
         fix = "write -- before the job, as in -- pretrain CONFIG"
-        if getattr(arguments, "job", None):
+        if arguments.job:
             fix = "write the cluster before the overrides"
         raise ConfigError(
             f"expected an override of the form key=value, or a job after --, got {bare!r}; fix: {fix}"

@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import os
 import re
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +15,7 @@ import pytest
 
 from kinemae.launch.__main__ import main
 from kinemae.launch.cluster import ClusterConfig, read_cluster, start
-from kinemae.launch.job import Job, plan_text, prepare_job, write_job
+from kinemae.launch.job import Job, check_job, plan_text, prepare_job, write_job
 from kinemae.launch.local import LocalCluster
 from kinemae.launch.ssh import SshCluster
 from kinemae.launch.supervisor.agent import environment_of, parse, start_ranks
@@ -66,6 +69,22 @@ def test_a_dry_run_checks_the_job_and_writes_nothing(tmp_path: Path, synth_shard
 
 
 @pytest.mark.slow
+def test_a_job_for_gpus_is_checked_on_a_login_node(tmp_path: Path, synth_shards: Path) -> None:
+    """Where `engine.precision=auto` is fp32."""
+    job = ["pretrain", DEMO, f"data.shards={synth_shards / 'unlabelled'}", f"run_dir={tmp_path / 'run'}"]
+    checked = check_job([*job, "engine.residual_dtype=bf16"], {}, world_size=2, trains_here=False)
+    assert checked["process_counts"]
+
+
+def test_a_process_that_cannot_start_names_host_and_folder(repo: Path) -> None:
+    task = [sys.executable, "-P", str(repo / "launch/supervisor/task.py"), str(os.getpid())]
+    for words in (["/nowhere", "true"], ["/", "/no-such-program"]):
+        ran = subprocess.run([*task, *words], capture_output=True, text=True)
+        assert ran.returncode == 5
+        assert f"{socket.gethostname()}: cannot start {words[1]} in {words[0]}: [Errno 2]" in ran.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "shards", "code", "message"),
     [
@@ -103,6 +122,10 @@ def test_a_refused_job_starts_nothing(
             "it is not a training; fix: run kinemae pretrain cost",
         ),
         (["local", "--", "python", "-m", "pretrain", DEMO], "got 'python -m'"),
+        (
+            ["slurm", "nodes=1", "slurm", "--", "pretrain", DEMO],
+            "got 'slurm'; fix: write the cluster before the overrides",
+        ),
         (["local", "--", "pretrain", "a=b"], "write the config directly after pretrain"),
         (["local", "--", "pretrain", DEMO, "--dry-run"], "move it before --"),
         (["status", "/nowhere", "--", "pretrain"], "expected no further arguments, got 'pretrain'"),
