@@ -26,7 +26,7 @@ engine: {{device: cpu, cpu_threads: 1}}
 log: {{every_steps: 1, samples: true}}
 pictures: {{every_steps: 0}}
 monitor: {{every_steps: 0}}
-timeouts: {{step_s: 10, straggler_ratio: 100}}
+timeouts: {{step_s: 10, save_s: 30, straggler_ratio: 100}}
 """
 # Short timeouts for suspended and disconnected processes; faults may come faster than checkpoints.
 SHORT_TIMEOUTS = ("max_restarts=10", "grace_s=3", "heartbeat_timeout_s=10", "host_wait_s=30")
