@@ -43,17 +43,16 @@ from kinemae.finetune.validation.scored_model import load_scored_model
 from kinemae.finetune.validation.validator import TaskValidator, check_metric
 from kinemae.pretrain.exported_model import EncoderDescription, log_resampling
 from kinemae.pretrain.folder_kinds import MODEL_FOLDER
-from kinemae.pretrain.model.blocks import set_up_blocks
 from kinemae.pretrain.model.packing import kept_count
+from kinemae.pretrain.model_setup import set_up_model
 from kinemae.pretrain.runtime.abort import abort_on_error
-from kinemae.pretrain.runtime.engine import BlockSettings, check_engine, compiles
+from kinemae.pretrain.runtime.engine import BlockSettings, check_engine
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs
 from kinemae.pretrain.runtime.loop import Trainer
 from kinemae.pretrain.runtime.muon import iteration_flops
 from kinemae.pretrain.runtime.optimizer import check_schedule, parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir, run_lock
-from kinemae.pretrain.runtime.settings import residual_dtype_on
 from kinemae.pretrain.runtime.weight_average import evaluation_weights, with_average
 
 RAW_FOLDER = "model_raw"
@@ -271,16 +270,9 @@ def _data_inputs(config: FinetuneConfig, data: DataSets) -> list[Input]:
 def training(prepared: PreparedRun) -> Trainer:
     """Create the training loop."""
     config = prepared.config
-    engine = config.engine
     clip = clip_config(config, prepared.description)
     flops = _step_flops(prepared, clip)  # before blocks are set up: repeated FLOPs do not count
-    compiled = compiles(engine, prepared.processes, _block_settings(config))
-    set_up_blocks(
-        prepared.model,
-        recompute=engine.activation_checkpointing,
-        compiled=compiled,
-        residual_dtype=residual_dtype_on(engine, prepared.processes.device),
-    )
+    compiled = set_up_model(prepared.model, config.engine, prepared.processes, _block_settings(config))
     clips = LabelledClips(
         prepared.source,
         targets=prepared.targets,

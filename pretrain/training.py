@@ -43,8 +43,8 @@ from kinemae.pretrain.exported_model import (
 from kinemae.pretrain.folder_kinds import ENCODER_FOLDER
 from kinemae.pretrain.init_weights_from import open_pretrained
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
-from kinemae.pretrain.model.blocks import set_up_blocks
 from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.model_setup import set_up_model
 from kinemae.pretrain.reconstructions import ReconstructionLogger
 from kinemae.pretrain.representation_monitor import (
     FirstVideos,
@@ -53,13 +53,12 @@ from kinemae.pretrain.representation_monitor import (
     open_probe,
     spread_videos,
 )
-from kinemae.pretrain.runtime.engine import check_engine, compiles
+from kinemae.pretrain.runtime.engine import check_engine
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs, original_places
 from kinemae.pretrain.runtime.loop import Callback, Trainer
 from kinemae.pretrain.runtime.optimizer import check_schedule, parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir
-from kinemae.pretrain.runtime.settings import residual_dtype_on
 from kinemae.pretrain.runtime.weight_average import evaluation_weights, with_average
 from kinemae.pretrain.token_selection import TokenSelection
 
@@ -235,14 +234,8 @@ def run_pretraining(plan: Plan) -> None:
 
 def make_trainer(plan: Plan) -> Trainer:
     """Create the training loop."""
-    config, engine = plan.config, plan.config.engine
-    compiled = compiles(engine, plan.processes, block_settings(config))
-    set_up_blocks(
-        plan.model,
-        recompute=engine.activation_checkpointing,
-        compiled=compiled,
-        residual_dtype=residual_dtype_on(engine, plan.processes.device),
-    )
+    config = plan.config
+    compiled = set_up_model(plan.model, config.engine, plan.processes, block_settings(config))
     return Trainer(
         module=with_average(plan.model, config.ema, steps=config.steps),
         groups=parameter_groups(plan.model, config.optim.weight_decay, muon_scale=config.optim.muon_scale),
