@@ -1,7 +1,6 @@
 """Train an encoder and a head on labelled videos: `kinemae finetune train`, `kinemae.finetune(...)`."""
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,9 +14,11 @@ import torch
 from kinemae.data_tools.call_config import call_config, restored_environment
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import load_config, to_yaml
+from kinemae.data_tools.files import to_json_lines
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.orders.base import Order, build_order
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.data_tools.stream.loader import prepare_training_loader
 from kinemae.data_tools.stream.mixture import Source
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch, process_counts
 from kinemae.data_tools.stream.training_clips import RunClips, sample_order
@@ -139,8 +140,8 @@ def run_train(arguments: argparse.Namespace) -> None:
         config = follow_plan(config, arguments.config, arguments.overrides)
     prepared = prepare(config)
     if arguments.dry_run:
-        text = json.dumps(prepared.summary(), indent=1, ensure_ascii=False)
-        sys.stdout.write(f"{text}\n" if arguments.json else f"{to_yaml(prepared.config)}\n{text}\n")
+        text = to_json_lines(prepared.summary())
+        sys.stdout.write(text if arguments.json else f"{to_yaml(prepared.config)}\n{text}")
         return
     _train_and_score(prepared, as_json=arguments.json)
 
@@ -271,8 +272,6 @@ def training(prepared: PreparedRun) -> Trainer:
     """Create the training loop."""
     config = prepared.config
     clip = clip_config(config, prepared.description)
-    flops = _step_flops(prepared, clip)  # before blocks are set up: repeated FLOPs do not count
-    compiled = set_up_model(prepared.model, config.engine, prepared.processes, _block_settings(config))
     clips = LabelledClips(
         prepared.source,
         targets=prepared.targets,
@@ -286,6 +285,9 @@ def training(prepared: PreparedRun) -> Trainer:
         order=prepared.order,
         videos_per_step=prepared.plan.global_clips // config.data.views_per_video,
     )
+    prepare_training_loader(clips, workers=config.data.num_workers)
+    flops = _step_flops(prepared, clip)  # before blocks are set up: repeated FLOPs do not count
+    compiled = set_up_model(prepared.model, config.engine, prepared.processes, _block_settings(config))
     assert config.optim.layer_decay is not None, "prepare sets it"
     depth, optim, model = prepared.description.shape.depth, config.optim, prepared.model
     return Trainer(

@@ -1,7 +1,6 @@
 """Pretraining as a command, `kinemae pretrain CONFIG [a.b=c]`, and as a function, `kinemae.pretrain(...)`."""
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from kinemae.data_tools.call_config import call_config, restored_environment
 from kinemae.data_tools.config import load_config, to_yaml
-from kinemae.data_tools.files import read_jsonl
+from kinemae.data_tools.files import read_jsonl, to_json_lines
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.folder_kinds import ENCODER_FOLDER
 from kinemae.pretrain.runtime.abort import abort_on_error
@@ -22,9 +21,8 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
     config = load_config(PretrainConfig, arguments.config, arguments.overrides)
     plan = make_plan(config)
     if arguments.dry_run:
-        text = json.dumps(plan.summary(), indent=1)
+        text = to_json_lines(plan.summary())
         sys.stdout.write(text if arguments.json else f"{to_yaml(config)}\n{text}")
-        sys.stdout.write("\n")
         return
     _train(plan)
 

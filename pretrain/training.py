@@ -17,7 +17,12 @@ from kinemae.data_tools.overrides import as_override
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.stream.augment import NO_AUGMENTATION
 from kinemae.data_tools.stream.frame_sampling import check_stride
-from kinemae.data_tools.stream.loader import Annotate, EvaluationItem, TrainingClips
+from kinemae.data_tools.stream.loader import (
+    Annotate,
+    EvaluationItem,
+    TrainingClips,
+    prepare_training_loader,
+)
 from kinemae.data_tools.stream.mixture import Mixture, SeveralSets, data_sets, open_source
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch, process_counts
 from kinemae.data_tools.stream.streamed_clips import StreamedClips
@@ -234,12 +239,13 @@ def run_pretraining(plan: Plan) -> None:
 
 def make_trainer(plan: Plan) -> Trainer:
     """Create the training loop."""
-    config = plan.config
+    config, clips = plan.config, training_clips(plan, plan.split)
+    prepare_training_loader(clips, workers=config.data.num_workers)
     compiled = set_up_model(plan.model, config.engine, plan.processes, block_settings(config))
     return Trainer(
         module=with_average(plan.model, config.ema, steps=config.steps),
         groups=parameter_groups(plan.model, config.optim.weight_decay, muon_scale=config.optim.muon_scale),
-        clips=training_clips(plan, plan.split),
+        clips=clips,
         plan=plan.batch,
         config=config,
         steps=config.steps,

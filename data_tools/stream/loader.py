@@ -25,10 +25,11 @@ from kinemae.data_tools.stream.streamed_clips import StreamedClips
 from kinemae.data_tools.stream.training_clips import Annotate, RunClips, TrainingClips
 from kinemae.data_tools.stream.worker import ItemReader, SequentialReader
 from kinemae.data_tools.stream.worker_pool import Prefetcher, WorkerPool
+from kinemae.data_tools.stream.worker_setup import start_worker_server
 
 __all__ = [
     "Annotate", "AugmentConfig", "ClipConfig", "EvaluationItem", "SlidingClips", "TrainingClips",
-    "evaluation_loader", "read_items", "samples_in_progress", "training_loader",
+    "evaluation_loader", "prepare_training_loader", "read_items", "samples_in_progress", "training_loader",
 ]  # fmt: skip
 
 TIMEOUT_S = 120.0
@@ -68,16 +69,25 @@ def training_loader(  # noqa: PLR0913 - coordinates of the run, all by name
     if isinstance(clips, StreamedClips):  # whose tars are read ahead
         kind, read_ahead = _StreamedMicroBatches, 0
     micro_batches = kind(clips, plan, rank, first_step, last_step)
-    annotate_module = __name__ if clips.annotate is None else clips.annotate.__module__
-    preload = [__name__, annotate_module]
     batches = read_items(
-        micro_batches, workers, timeout_s, preload=preload, on_outage=on_outage, read_ahead=read_ahead
+        micro_batches, workers, timeout_s, preload=_modules(clips), on_outage=on_outage, read_ahead=read_ahead
     )
     if not (pin and torch.cuda.is_available()):
         return batches
     if isinstance(batches, WorkerPool):
         return Prefetcher(batches, ClipBatch.pin_memory)
     return map(ClipBatch.pin_memory, batches)
+
+
+def prepare_training_loader(clips: RunClips[Any], *, workers: int) -> None:
+    """Let the server of a `training_loader`'s workers import its modules, while this process continues."""
+    if workers:
+        start_worker_server(_modules(clips))
+
+
+def _modules(clips: RunClips[Any]) -> list[str]:
+    """The modules that the workers need."""
+    return [__name__, __name__ if clips.annotate is None else clips.annotate.__module__]
 
 
 def samples_in_progress(items: Iterator[Item]) -> list[str]:

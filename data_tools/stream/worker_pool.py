@@ -74,7 +74,7 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         self.quarantined: dict[str, str] = {}
         self._on_outage = on_outage or heartbeat.Listener().outage
         self._has_outage = False
-        self._context = worker_context([*preload, "kinemae.data_tools.stream.worker"])
+        self._context = worker_context(preload)
         self._sequential = reader if isinstance(reader, SequentialReader) else None
         self._pickled = b"" if isinstance(reader, SequentialReader) else _pickled(reader, workers)
         self._count = min(workers, len(reader))

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +20,7 @@ from typing import NamedTuple
 from kinemae.data_tools.command import log
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_WORKER_MODULE = "kinemae.data_tools.stream.worker"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -150,8 +151,15 @@ def worker_context(preload: Iterable[str]) -> BaseContext:
         sys.stderr.flush()
         os._exit(1)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(sorted(set(preload) - {"__main__"}))
+    context.set_forkserver_preload(sorted({*preload, _WORKER_MODULE} - {"__main__"}))
     return context
+
+
+def start_worker_server(preload: Iterable[str]) -> None:
+    """Start the server process of `worker_context`, which imports while this process does other work."""
+    worker_context(preload)
+    with stop_signals_blocked():
+        forkserver.ensure_running()
 
 
 @contextmanager

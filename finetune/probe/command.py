@@ -61,8 +61,8 @@ def _run(arguments: argparse.Namespace, fixed: Sequence[str]) -> None:
     processes = find_processes(config.engine.device)
     probed = prepare(config, processes)
     if arguments.dry_run:
-        text = json.dumps(_plan(config, probed), indent=1, ensure_ascii=False)
-        sys.stdout.write(f"{text}\n" if arguments.json else f"{to_yaml(config)}\n{text}\n")
+        text = to_json_lines(_plan(config, probed))
+        sys.stdout.write(text if arguments.json else f"{to_yaml(config)}\n{text}")
         return
     run_dir = Path(config.run_dir)
     with (

@@ -277,6 +277,37 @@ if __name__ == "__main__":
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "64\n", "")
 
 
+PREPARED = """
+import signal
+from multiprocessing import forkserver
+from pathlib import Path
+from kinemae.data_tools.stream.loader import prepare_training_loader
+from tests.data_tools.stream.test_loader import clips_of, load, plan_batch
+
+if __name__ == "__main__":
+    clips, server = clips_of({folder!r}), forkserver._forkserver
+    prepare_training_loader(clips, workers=0)
+    assert server._forkserver_pid is None
+    prepare_training_loader(clips, workers=1)
+    prepared = server._forkserver_pid
+    status = Path(f"/proc/{{prepared}}/status").read_text().split()
+    blocked = int(status[status.index("SigBlk:") + 1], 16)
+    assert blocked >> signal.SIGTERM - 1 & 1 and blocked >> signal.SIGUSR1 - 1 & 1
+    assert len(load(clips, plan_batch(4, 4, 1, 2), workers=1)) == 4
+    assert server._forkserver_pid == prepared
+"""
+
+
+def test_the_server_of_the_workers_starts_before_they_are_needed(synth_shards, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PREPARED.format(folder=str(synth_shards / "train")))
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    ran = subprocess.run(
+        [sys.executable, program], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 class BrokenIndex(ShardIndex):
     """An index with wrong rows, as only a bug could produce."""
 
