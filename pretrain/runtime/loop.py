@@ -7,6 +7,7 @@ the learning rate. The loop carries only counters (`RunState`).
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from kinemae.data_tools.stream.training_clips import RunClips
 from kinemae.pretrain.runtime.abort import StopSignals, StorageWait
 from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
 from kinemae.pretrain.runtime.engine import Engine
+from kinemae.pretrain.runtime.file_retries import run_on_first
 from kinemae.pretrain.runtime.loss_guard import Incident, IncidentLog, LossGuard, is_skipped
 from kinemae.pretrain.runtime.metrics import MetricsWriter
 from kinemae.pretrain.runtime.optimizer import decay_start
@@ -183,9 +185,7 @@ class _Run:
 
     def _load(self) -> RunState:
         state = self.checkpoints.load_newest(self.engine)
-        state = self.processes.broadcast_object(
-            self.incidents.restore(state) if self.processes.is_first else state
-        )
+        state = run_on_first(self.processes, "reading incidents", partial(self.incidents.restore, state))
         self.saved_step = state.step
         if state.step:
             log.info("continuing at step %d of %d", state.step, self.trainer.steps)
@@ -338,11 +338,12 @@ class _Run:
 
     def _save_alone(self, done: int, step_runner: TrainStep, reporter: "Reporter") -> None:
         """Save the steps before a storage outage; a single process only, since a save is collective."""
-        if self.processes.world > 1 or done == self.saved_step:
+        if self.processes.world > 1:
             return
-        if reporter.state.step == done or self._report(step_runner, reporter) is None:
+        is_saved = done == self.saved_step  # perhaps in the background, and not committed
+        if not is_saved and (reporter.state.step == done or self._report(step_runner, reporter) is None):
             self._save(reporter.state)
-            self._commit()
+        self._commit()
 
     def _commit(self) -> None:
         with self.watchdog.phase("committing a checkpoint", limit="save_s"):

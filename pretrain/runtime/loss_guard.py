@@ -6,10 +6,13 @@ steps without that step's update. The decision depends only on the metrics, whic
 and on the checkpoint; so a run that is killed meanwhile decides the same again.
 """
 
+import fnmatch
 import json
 import math
+import os
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -143,9 +146,17 @@ class IncidentLog:
             log.warning("cannot write the incident of step %d to %s (%s)", steps[0], self._folder, error)
 
     def restore(self, state: RunState) -> RunState:
-        """Add rollbacks that happened after the state's checkpoint."""
-        for path in sorted(self._folder.glob("step-*.json")):
-            new = set(json.loads(path.read_text(encoding="utf-8"))["omitted"]) - set(state.omitted)
+        """Add rollbacks that happened after the state's checkpoint.
+
+        Raises:
+            OSError: the folder exists and cannot be read.
+        """
+        names: list[str] = []
+        with suppress(FileNotFoundError):  # `glob` would treat an unreadable folder as empty
+            names = os.listdir(self._folder)
+        for name in sorted(fnmatch.filter(names, "step-*.json")):
+            text = (self._folder / name).read_text(encoding="utf-8")
+            new = set(json.loads(text)["omitted"]) - set(state.omitted)
             if new:
                 omitted = sorted(new | set(state.omitted))
                 state = replace(state, omitted=omitted, rollbacks=state.rollbacks + 1)

@@ -1,7 +1,9 @@
 """Loss guard: rollbacks, omitted steps, and their record."""
 
+import errno
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import pytest
 from kinemae.data_tools.command import Diverged
 from kinemae.data_tools.config import load_config
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.runtime.loss_guard import LossGuard, LossGuardConfig
+from kinemae.pretrain.runtime.checkpoint import RunState
+from kinemae.pretrain.runtime.loss_guard import IncidentLog, LossGuard, LossGuardConfig
 from kinemae.pretrain.runtime.metrics import read_metrics
 from kinemae.pretrain.training import make_plan
 from tests.pretrain.runtime.bad_numbers import BAD_ON_THE_SECOND, fragile_training
@@ -177,6 +180,22 @@ def test_a_run_killed_after_a_rollback_restores_its_omitted_steps(
     harmless = "loss_guard.spike_sigmas=1e9"
     assert losses(guarded("killed", SPIKE, harmless)) == losses(guarded("spike", SPIKE))
     assert newest_state(tmp_path / "killed")["rollbacks"] == 1
+
+
+def test_rollbacks_that_cannot_be_read_are_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    unused: Any = None
+    incidents = IncidentLog(tmp_path, unused, unused)
+    assert incidents.restore(RunState(step=4)) == RunState(step=4)
+    (tmp_path / "incidents").mkdir()
+    monkeypatch.setattr(os, "listdir", fail)
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(PermissionError):
+        incidents.restore(RunState(step=4))
 
 
 def test_after_too_many_rollbacks_the_run_stops(guarded: Callable[..., Path], tmp_path: Path) -> None:

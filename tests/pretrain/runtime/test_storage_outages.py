@@ -74,6 +74,21 @@ def test_a_stop_signal_ends_the_wait_with_a_checkpoint(
     assert steps_saved(config) == [2]
 
 
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_checkpoint_that_was_begun_before_an_outage_is_completed(
+    small_config: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch, is_stopped: bool
+) -> None:
+    config = small_config(
+        "save_every_steps=3", "log.every_steps=10", f"data.outage_s={600 * is_stopped}", "data.read_ahead=0"
+    )
+    plan = make_plan(config)
+    stop: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    fail_after(monkeypatch, reads=3 * CLIPS_A_STEP, also=stop if is_stopped else int)
+    with pytest.raises(Stopped if is_stopped else StorageUnavailable):
+        run_pretraining(plan)
+    assert steps_saved(config) == [3]
+
+
 @pytest.mark.slow
 def test_a_wait_for_storage_does_not_count_for_the_step_timeout() -> None:
     script = """
