@@ -76,7 +76,7 @@ class CheckpointStorage(ABC):
 
     @abstractmethod
     def discard(self, save: Place) -> None:
-        """Remove the files of a failed save."""
+        """Remove the files of a failed save, unless it is complete."""
 
     @abstractmethod
     def complete(self) -> dict[int, Any]:
@@ -190,7 +190,8 @@ class ObjectStorage(CheckpointStorage):
 
     def discard(self, save: Any) -> None:
         with suppress(StorageError):
-            _remove(save)
+            if MANIFEST not in save.list_sizes():  # else only the removal of older ones failed
+                _remove(save)
 
     def complete(self) -> dict[int, Location]:
         with _os_errors(self.place):

@@ -195,6 +195,27 @@ def test_a_store_that_fails_has_the_exit_code_of_a_folder(
     assert newest_of(tmp_path, bucket) == 1
 
 
+@pytest.mark.usefixtures("quick_failures")
+def test_an_old_save_that_cannot_be_removed_does_not_cost_the_new_one(
+    tmp_path: Path, proxied_bucket: tuple[FaultyServer, str]
+) -> None:
+    proxy, bucket = proxied_bucket
+    saver, engine, refused = save(tmp_path, bucket, 1, keep=1), PlainEngine(), []
+
+    def refuse_once(method: str, path: str) -> int | None:
+        if method == "DELETE" and not refused:
+            refused.append(path)
+            return 403
+        return None
+
+    proxy.fault = refuse_once
+    engine.train_to(2)
+    saver.save(engine, RunState(step=2))
+    with pytest.raises(CheckpointError, match="access denied"):
+        saver.commit()
+    assert "step-00000001" in refused[0] and newest_of(tmp_path, bucket) == 2
+
+
 def test_another_run_in_the_same_place_is_refused_and_a_lost_run_folder_is_not(
     tmp_path: Path,
     bucket: str,
