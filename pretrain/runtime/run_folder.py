@@ -22,8 +22,9 @@ from typing import Any
 import torch
 import yaml
 
-from kinemae.data_tools.command import log
+from kinemae.data_tools.command import Stuck, log
 from kinemae.data_tools.config import to_yaml, with_defaults
+from kinemae.data_tools.error_file import VARIABLE
 from kinemae.data_tools.files import Descriptor, atomic_write_text, commit_of_code, flock
 from kinemae.pretrain.folder_kinds import kind_of_config, kind_of_run
 from kinemae.pretrain.runtime.checkpoint_storage import RunInStore, storage_of
@@ -195,7 +196,8 @@ def run_lock(run_dir: Path, processes: Processes, timeouts: TimeoutsConfig) -> I
     Raises:
         ValueError: another process holds the lock after `timeouts.lock_wait_s`; names its host and process.
         DataError: the folder cannot be written.
-        Stuck: the same, but another attempt may succeed.
+        Stuck: the same, but another attempt may succeed: under a supervisor, which runs one job in a folder,
+            the lock is that of a lost host, or of a process that survives SIGKILL.
     """
     if not processes.is_first:
         yield
@@ -219,7 +221,8 @@ def _acquire(lock: int, run_dir: Path, wait_s: float) -> None:
     is_logged = False
     while not _try_lock(lock, run_dir):
         if time.monotonic() > deadline_s:
-            raise ValueError(
+            kind = Stuck if VARIABLE in os.environ else ValueError
+            raise kind(
                 f"run_dir {run_dir}: expected no other run in it, but it is in use by {_holder(lock)} "
                 f"(waited timeouts.lock_wait_s={wait_s:g} seconds); fix: end it, or choose another run_dir"
             )

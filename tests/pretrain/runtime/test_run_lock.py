@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kinemae.data_tools.command import DataError
+from kinemae.data_tools.command import DataError, Stuck, exit_code_of
+from kinemae.data_tools.exit_codes import is_restartable
 from kinemae.pretrain.runtime.processes import Processes, find_processes
 from kinemae.pretrain.runtime.run_folder import LOCK_FILE, run_lock
 from kinemae.pretrain.runtime.settings import TimeoutsConfig
@@ -39,6 +40,19 @@ def test_a_second_writer_is_refused_and_the_error_names_the_first(tmp_path: Path
             pass
     with lock(tmp_path / "run", alone):
         pass
+
+
+def test_a_supervisor_repeats_a_start_that_meets_a_process_of_the_last_one(
+    tmp_path: Path, alone: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with (
+        lock(tmp_path / "run", alone),
+        pytest.raises(Stuck, match="is in use by process") as caught,
+        lock(tmp_path / "run", alone),
+    ):
+        pass
+    assert is_restartable(exit_code_of(caught.value))
 
 
 def test_a_restarted_run_waits_for_the_previous_process(tmp_path: Path, alone: Processes) -> None:
