@@ -190,7 +190,7 @@ def ask(target: Target, request: Mapping[str, Any]) -> dict[str, dict[str, Any]]
         for node, report in _parse(output, nodes).items():
             if report.get("stage") != "done":
                 report["lost"] = reason
-            name = report["host"]["name"] if "host" in report else f"node {node}"
+            name = report.get("host", {}).get("name", f"node {node}")
             reports[target.names[node] if target.names else name] = report
     return reports
 

@@ -99,6 +99,20 @@ def test_a_job_on_this_machine_passes_and_leaves_no_files(tmp_path: Path, synth_
 
 
 @pytest.mark.processes
+def test_a_node_that_cannot_describe_itself_is_named(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nstat = os.stat\ndef failing(path, **options):\n"
+        "    if path == '/proc/self/ns/net':\n        raise PermissionError(13, 'Permission denied', path)\n"
+        "    return stat(path, **options)\nos.stat = failing\n"
+    )
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    results = doctor("local", f"python={python}", code=1)
+    named(results, "version", "the check of 'host' failed on localhost: PermissionError")
+
+
+@pytest.mark.processes
 def test_two_hosts_behind_ssh_pass(network: Network, tmp_path: Path, synth_shards: Path) -> None:
     shards = str(synth_shards / "train")
     [summary] = doctor("ssh", *network.overrides(), "--run-dir", str(tmp_path), "--shards", shards, code=0)
