@@ -57,18 +57,18 @@ def create_job(job: str, objects: list[Manifest]) -> None:
     try:
         _kubectl(namespace, "apply", "--filename=-", given=to_yaml(others))
         created = _kubectl(namespace, "create", "--filename=-", "--output=json", given=to_yaml(objects[-1:]))
+        made = json.loads(created)
+        owner = {key: made[key] for key in ("apiVersion", "kind")}
+        owner |= {key: made["metadata"][key] for key in ("name", "uid")}
+        for other in others:
+            other["metadata"]["ownerReferences"] = [owner]
+        _kubectl(namespace, "apply", "--filename=-", given=to_yaml(others))
     except (ConfigError, KeyboardInterrupt) as error:
         if "AlreadyExists" not in str(error):  # another launch of the same name and config uses the objects
             with suppress(ConfigError):  # the first error is the one to report
                 words = ("delete", "--filename=-", "--ignore-not-found", "--wait=false")
                 _kubectl(namespace, *words, given=to_yaml(objects))
         raise
-    made = json.loads(created)
-    owner = {key: made[key] for key in ("apiVersion", "kind")}
-    owner |= {key: made["metadata"][key] for key in ("name", "uid")}
-    for other in others:
-        other["metadata"]["ownerReferences"] = [owner]
-    _kubectl(namespace, "apply", "--filename=-", given=to_yaml(others))
 
 
 def job_state(job: str) -> dict[str, Any]:
@@ -157,8 +157,9 @@ def _pods(namespace: str, name: str) -> list[dict[str, Any]]:
 
 def _failed(pods: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The end of the pod that explains a failed job: a final failure before a crash before a stop."""
-    states = [one["state"] for pod in pods for one in pod["status"].get("containerStatuses", [])]
-    ends = [state["terminated"] for state in states if state.get("terminated", {}).get("exitCode")]
+    containers = [one for pod in pods for one in pod["status"].get("containerStatuses", [])]
+    ends = [one["state"].get("terminated", {}) for one in containers if one["name"] == "node"]
+    ends = [end for end in ends if end.get("exitCode")]
     return min(
         ends, key=lambda end: (end["exitCode"] not in FAILED, end["exitCode"] == EXIT_STOPPED), default=None
     )

@@ -40,8 +40,9 @@ def job_manifests(cluster: KubernetesCluster, job_argv: list[str]) -> list[Manif
     digest = hashlib.sha256("\0".join(entries.values()).encode()).hexdigest()
     source = f"{cluster.name}-{digest[:8]}"
     config_map = {**_header("v1", "ConfigMap", source, cluster), "immutable": True, "data": entries}
-    build = _train_job if cluster.manifest == "trainjob" else _job_set
-    return [config_map, *build(cluster, source)]
+    if cluster.manifest == "trainjob":
+        return [config_map, *_train_job(cluster, source)]
+    return [config_map, _job(_JOBSET, "JobSet", cluster, _job_set_spec(cluster, source))]
 
 
 def _in_pod(cluster: KubernetesCluster, job: Job) -> Job:
@@ -74,10 +75,6 @@ def _train_job(cluster: KubernetesCluster, source: str) -> list[Manifest]:
     return [runtime, _job(_TRAINER, "TrainJob", cluster, {"runtimeRef": reference, "trainer": trainer})]
 
 
-def _job_set(cluster: KubernetesCluster, source: str) -> list[Manifest]:
-    return [_job(_JOBSET, "JobSet", cluster, _job_set_spec(cluster, source))]
-
-
 def _job_set_spec(cluster: KubernetesCluster, source: str) -> Manifest:
     """One Job whose pods are the nodes. JobSet restarts all pods together, after the old ones have ended.
 
@@ -86,21 +83,16 @@ def _job_set_spec(cluster: KubernetesCluster, source: str) -> Manifest:
     times. JobSet knows a stop by its message alone: if Kubernetes changes the message, a stop ends the job,
     and a final failure is still not repeated.
     """
-
     codes = {"containerName": "node", "operator": "In", "values": sorted(FAILED | {EXIT_STOPPED})}
     disruption = [{"type": "DisruptionTarget", "status": "True"}]
+    rules = [{"action": "FailJob", **on} for on in ({"onExitCodes": codes}, {"onPodConditions": disruption})]
     policy = {"onJobFailureReasons": ["PodFailurePolicy"]}
     job = {
         "completionMode": "Indexed",
         "completions": cluster.nodes,
         "parallelism": cluster.nodes,
         "backoffLimit": 0,
-        "podFailurePolicy": {
-            "rules": [
-                {"action": "FailJob", "onExitCodes": codes},
-                {"action": "FailJob", "onPodConditions": disruption},
-            ]
-        },
+        "podFailurePolicy": {"rules": rules},
         "template": patched(_pod_template(cluster, source), cluster.patch),
     }
     return {
@@ -127,16 +119,12 @@ def _pod_template(cluster: KubernetesCluster, source: str) -> Manifest:
         for folder, claim in cluster.volumes.items()
     ]
     mounts = {MOUNT: "job", "/dev/shm": "shm", **names}
+    restart = f"metadata.labels['{RESTART_LABEL}']"
     node: Manifest = {
         "name": "node",
         "image": cluster.image,
         "command": _agent_command(cluster),
-        "env": [
-            {
-                "name": "RESTART",
-                "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{RESTART_LABEL}']"}},
-            }
-        ],
+        "env": [{"name": "RESTART", "valueFrom": {"fieldRef": {"fieldPath": restart}}}],
         "resources": {"limits": dict(cluster.resources)},  # also the requests
         "terminationMessagePolicy": "FallbackToLogsOnError",  # the last lines, for `launch status`
         "volumeMounts": [{"name": name, "mountPath": folder} for folder, name in mounts.items()],

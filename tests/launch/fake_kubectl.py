@@ -1,8 +1,8 @@
 """A stand-in for kubectl and the cluster behind it: objects in a file, every word of a command checked.
 
-It refuses a TrainJob without its runtime, a second object of a name, the image `refused`, and the image
-`late` as if another launch were faster. It deletes what a deleted object owns. It does not start pods: a test
-writes `pods.json`. `python fake_kubectl.py FOLDER ...`.
+It refuses a TrainJob without its runtime, a second object of a name, the image `refused`, the image `late` as
+if another launch were faster, and owners of the objects of a job with the image `unowned`. It deletes what a
+deleted object owns. It does not start pods: a test writes `pods.json`. `python fake_kubectl.py FOLDER ...`.
 """
 
 import json
@@ -55,7 +55,12 @@ def read() -> dict[str, Any]:
 
 def apply(words: list[str], objects: dict[str, Any]) -> str:
     assert words == ["--filename=-"], words
-    for name, one in read().items():
+    given = read()
+    if any("ownerReferences" in one["metadata"] for one in given.values()) and '"unowned"' in json.dumps(
+        objects
+    ):
+        fail("(Timeout): the server was unable to return a response in the time allotted")
+    for name, one in given.items():
         one["metadata"]["uid"] = objects.get(name, {}).get("metadata", {}).get("uid", f"uid of {name}")
         objects[name] = one
     return "applied\n"

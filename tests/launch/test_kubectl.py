@@ -127,6 +127,13 @@ def test_a_refused_job_leaves_nothing_behind(kind: str, cluster: FakeCluster) ->
     assert cluster.objects() == {}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_job_that_cannot_own_its_objects_is_deleted_again(kind: str, cluster: FakeCluster) -> None:
+    with pytest.raises(ValueError, match=r"kubectl apply failed: .*unable to return a response"):
+        create(kind, "image=unowned")
+    assert cluster.objects() == {}
+
+
 def test_the_objects_of_a_faster_launch_of_the_same_job_stay(cluster: FakeCluster) -> None:
     with pytest.raises(ValueError, match=r"kubectl create failed: .*AlreadyExists"):
         create("jobset", "image=late")
@@ -143,9 +150,12 @@ NO_NODE = {
 NO_IMAGE = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
 
 
-def ended(code: int, message: str = "") -> dict[str, Any]:
-    end = {"exitCode": code, "message": message}
-    return {"phase": "Failed", "containerStatuses": [{"state": {"terminated": end}}]}
+def ended(code: int, message: str = "", *, sidecar: int = 0) -> dict[str, Any]:
+    """A pod whose container, and one that `patch` has added, have ended."""
+    end, other = {"exitCode": code, "message": message}, {"exitCode": sidecar, "message": "of the sidecar"}
+    containers = [{"name": "proxy", "state": {"terminated": other}}]
+    containers.append({"name": "node", "state": {"terminated": end}})
+    return {"phase": "Failed", "containerStatuses": containers}
 
 
 SUSPENDED = "suspended, as while it waits in a queue"
@@ -176,6 +186,7 @@ SUSPENDED = "suspended, as while it waits in a queue"
             [ended(0), ended(1, "step 3\nlaunch: rank 3 on b failed\n")],
             ("ended", 1, "(exit code 1)\nstep 3\nlaunch: rank 3 on b failed"),
         ),
+        ("Failed", [ended(1, "CUDA", sidecar=2)], ("ended", 1, "failed: crashed (exit code 1)\nCUDA")),
         ("Failed", [], ("ended", None, "reached max restarts")),
     ],
 )
