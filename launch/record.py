@@ -21,12 +21,14 @@ from typing import IO, Any
 from kinemae.data_tools.files import atomic_write_text, flock
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.job import LAUNCH_FOLDER
+from kinemae.launch.supervisor.rank import log_line
 
 _RECORD, _WRITE_LOCK, STOP = "launch.json", "launch.json.lock", "stop"
 LAUNCHER_LOCK, AGENT_LOCK = "launcher.lock", "agent.lock"
 KUBERNETES = "k8s:"
 _SAVED_STEPS = "saved_steps.json"  # of checkpoints in an object store, written by the run
 _TRY_S = 0.5
+_READS, _PAUSE_S = 3, 1.0
 
 
 class Record:
@@ -172,7 +174,21 @@ def take_stop_request(run_dir: Path) -> int | None:
 
 def saved_steps(run_dir: Path) -> list[int]:
     """The steps of the complete checkpoints, oldest first."""
-    names = [path.name for path in (run_dir / "checkpoints").glob("step-*")]
+    names: list[str] = []
+    with suppress(FileNotFoundError):  # `glob` would treat an unreadable folder as empty
+        names = os.listdir(run_dir / "checkpoints")
     found = [int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name))]
     in_store = run_dir / _SAVED_STEPS
     return sorted([*found, *(json.loads(in_store.read_text()) if in_store.exists() else [])])
+
+
+def newest_step(run_dir: Path, known: int | None) -> int | None:
+    """The newest checkpoint; `known` if the file system does not respond correctly for a moment."""
+    for _ in range(_READS):
+        try:
+            return max(saved_steps(run_dir), default=None)
+        except OSError as error:
+            failed = error
+            time.sleep(_PAUSE_S)
+    log_line(run_dir, f"cannot read the checkpoints: {failed}; this attempt counts as one without a new one")
+    return known

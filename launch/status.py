@@ -13,7 +13,7 @@ import yaml
 
 from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED, describe_exit
 from kinemae.data_tools.files import read_jsonl, to_jsonl
-from kinemae.data_tools.overrides import ConfigError, require
+from kinemae.data_tools.overrides import ConfigError, require, yaml_problem
 from kinemae.data_tools.progress import duration
 from kinemae.launch.job import LOGS_FOLDER
 from kinemae.launch.k8s import kubectl
@@ -27,7 +27,13 @@ _SUPERVISED = ("local", "ssh")  # kinds whose state is that of locks, not of a s
 def run_status(arguments: argparse.Namespace) -> int:
     """Run `launch status`."""
     run_dir = Path(arguments.run_dir)
-    status = status_of(run_dir)
+    try:
+        status = status_of(run_dir)
+    except yaml.YAMLError as error:
+        problem = f"expected YAML, got {yaml_problem(error)}"
+        raise ConfigError(f"{run_dir}/config.yaml: {problem}; fix: restore it") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {error.filename}: {error.strerror}; fix: check its mount") from error
     sys.stdout.write(to_jsonl([status]) if arguments.json else _table(run_dir, status))
     return 0
 

@@ -22,7 +22,7 @@ from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK, EXIT_TERMINATED
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.doctor.probe import slurm_address
 from kinemae.launch.job import Job
-from kinemae.launch.record import STOP, Record, request_stop, saved_steps
+from kinemae.launch.record import STOP, Record, newest_step, request_stop
 from kinemae.launch.slurm.cluster import SETTINGS, SlurmCluster
 from kinemae.launch.slurm.queue import CANCELLED, requeue_job
 from kinemae.launch.supervisor.hosts import free_port
@@ -47,6 +47,7 @@ class BatchJob:
         name, starts = f"{self._id}.{os.environ.get('SLURM_RESTART_COUNT', '0')}", 0
         (self._run_dir / "launch" / STOP).unlink(missing_ok=True)  # of an earlier start
         if self._is_cancelled():  # before it started, or during its requeue
+            log_line(self._run_dir, "`launch cancel` has stopped this run: start it with `launch slurm`")
             return self._end(EXIT_TERMINATED, STOPPED)
         while True:
             starts += 1
@@ -85,7 +86,7 @@ class BatchJob:
         cluster = self._cluster
         goes_on = not self._is_cancelled() and code != EXIT_OK
         history = History(**self._record.read().get("history", {}))
-        step = max(saved_steps(self._run_dir), default=None)
+        step = newest_step(self._run_dir, history.queued_step)
         later = requeue(history, cause, step=step, most=cluster.max_restarts) if goes_on else None
         self._record.update(state="ended", code=code, cause=cause, job_id=self._id)
         if later is not None:

@@ -81,6 +81,7 @@ class Agent:
         self._alive = Heartbeat(changed_s=-math.inf)  # of the leader of any attempt
         self._polled_s = 0.0
         self._threads = ThreadPoolExecutor(1)
+        self._address = _address_to(arguments)  # once: the network may be down at a restart
 
     def run(self) -> int:
         """Take part in the run until its end; return its exit code, `EXIT_STUCK` if the store is lost."""
@@ -222,7 +223,7 @@ class _Attempt:
 
     def run(self) -> Verdict | None:
         """Run the processes of this node to their end; return the verdict, None if the leader is lost."""
-        own = NodeInfo(self._given.host, self._given.node_slots, _address_to(self._given), free_port())
+        own = NodeInfo(self._given.host, self._given.node_slots, self._agent._address, free_port())
         self._store.set(f"node/{self._joined.node}", json.dumps(own))
         plan = self._wait_for_plan()
         if not isinstance(plan, Plan):
@@ -387,11 +388,12 @@ def main(argv: list[str]) -> int:
 
     try:
         membership = connect(given, policy, is_over)
-    except StoreLost as error:
+        start = partial(start_ranks, given, job)
+        agent = Agent(given, job, membership, start=start, signals=signals, wakeup=wakeup)
+    except (StoreLost, OSError) as error:
         note(f"{given.host}: {error}")
         return EXIT_STUCK
-    start = partial(start_ranks, given, job)
-    return Agent(given, job, membership, start=start, signals=signals, wakeup=wakeup).run()
+    return agent.run()
 
 
 if __name__ == "__main__":

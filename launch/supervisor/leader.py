@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from kinemae.data_tools.exit_codes import EXIT_CONFIG, EXIT_CRASHED, describe_exit
 from kinemae.launch.job import Job
-from kinemae.launch.record import Record, now, saved_steps
+from kinemae.launch.record import Record, newest_step, now
 from kinemae.launch.supervisor.membership import Heartbeat, Round
 from kinemae.launch.supervisor.policy import (
     FAILED,
@@ -50,9 +50,6 @@ class Verdict(NamedTuple):
 
     code: int | None
     excluded: Sequence[str]
-
-
-_READS, _POLL_S = 3, 1.0
 
 
 class Superseded(Exception):
@@ -160,7 +157,7 @@ class Leader:
         if failure is not None:
             self._report(failure)
         history = self._history()
-        step = self._newest_step(history)
+        step = newest_step(Path(self._job.run_dir), history.step)
         is_own = failure is not None and not failure.get("is_lost")
         lost = sum(any(one.get("is_lost") for one in end.failures) for end in ends)
         is_full = self._count == self._nodes[1]  # then further agents may be spare
@@ -174,17 +171,6 @@ class Leader:
             min_nodes=self._nodes[0],
         )
         return decide(history, end, self._policy.max_restarts)
-
-    def _newest_step(self, history: History) -> int | None:
-        """The newest checkpoint; as before if the file system does not respond correctly for a moment."""
-        for _ in range(_READS):
-            try:
-                return max(saved_steps(Path(self._job.run_dir)), default=None)
-            except OSError as error:
-                failed = error
-                time.sleep(_POLL_S)
-        self._log(f"cannot read the checkpoints: {failed}; this attempt counts as one without a new one")
-        return history.step
 
     def _conclude(self, decision: Decision, stop: int | None = None) -> Verdict:
         values: dict[str, Any] = {"history": asdict(decision.history)}

@@ -2,17 +2,20 @@
 
 import errno
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kinemae.launch.record import Record, read_record, request_stop
-from kinemae.launch.supervisor.agent import Agent, Ended, parse
+from kinemae.launch.supervisor.agent import Agent, Ended, _Attempt, parse
 from kinemae.launch.supervisor.leader import Leader, NodeInfo, Superseded, Verdict
 from kinemae.launch.supervisor.membership import Membership, SingleNode, TooFewNodes
 from kinemae.launch.supervisor.policy import History, NodeEnd, PolicyConfig, lost_node, node_failure
@@ -88,6 +91,26 @@ def test_an_excluded_agent_with_the_store_ends_the_run_after_all_others(tmp_path
     assert read_record(tmp_path / "run")["cause"] == "too few nodes"
 
 
+def test_an_agent_resolves_the_host_of_the_store_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = SingleNode()
+    given = parse(["job.json", "--node-slots", "1", "--node", "1", "--rendezvous", "localhost:1"])
+    job = make_job(tmp_path)
+    Record(Path(job.run_dir)).begin(kind="ssh", run_id="1")
+    nothing: Any = None
+    agent = Agent(given, job, node, start=nothing, signals=[], wakeup=0)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    joined = node.join()._replace(node=1, nodes=2)
+    joined.store.set("verdict", json.dumps(Verdict(None, ())))
+    assert _Attempt(agent, joined).run() == Verdict(None, [])
+    assert json.loads(joined.store.read("node/1") or "")[2] == "127.0.0.1"
+
+
 def leader_of(tmp_path: Path, *, nodes: str = "1:1", count: int = 1) -> Leader:
     job = make_job(tmp_path)
     record = Record(Path(job.run_dir))
@@ -121,21 +144,28 @@ def test_nodes_that_cannot_share_the_batch_end_the_run(tmp_path: Path) -> None:
     assert (record["state"], record["code"], record["cause"]) == ("ended", 2, "failed")
 
 
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES])
 def test_checkpoints_that_cannot_be_listed_count_as_no_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def fail(run_dir: Path) -> list[int]:
-        raise OSError(errno.ESTALE, "Stale file handle")
+    listdir, scandir = os.listdir, os.scandir
+
+    def failing(listed: Callable[[Any], Any], path: Any) -> Any:
+        if Path(path).name == "checkpoints":
+            raise OSError(number, os.strerror(number))
+        return listed(path)
 
     leader = leader_of(tmp_path)
-    monkeypatch.setattr("kinemae.launch.supervisor.leader.saved_steps", fail)
-    monkeypatch.setattr("kinemae.launch.supervisor.leader._POLL_S", 0.01)
+    (tmp_path / "run" / "checkpoints" / "step-00000030").mkdir(parents=True)
+    monkeypatch.setattr(os, "listdir", partial(failing, listdir))
+    monkeypatch.setattr(os, "scandir", partial(failing, scandir))
+    monkeypatch.setattr("kinemae.launch.record._PAUSE_S", 0.01)
     failed = node_failure("a", 1.0, "a is lost") | {"rank": 0}
     Record(tmp_path / "run").update(history=asdict(History(step=30, restarts=1)))
     decision = leader._decide([NodeEnd(failures=[failed])])
     assert (decision.code, decision.history.step, decision.history.restarts) == (None, 30, 2)
     log = (tmp_path / "run" / "logs" / "launch.log").read_text()
-    assert "cannot read the checkpoints: [Errno 116] Stale file handle" in log
+    assert f"cannot read the checkpoints: [Errno {number}] {os.strerror(number)}" in log
 
 
 def test_the_loss_of_a_host_is_no_failure_of_its_processes(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The text of the batch script for Slurm, and invalid values in its cluster file."""
 
+import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,9 +18,11 @@ from kinemae.launch.doctor.nodes import KINDS
 from kinemae.launch.doctor.probe import slurm_address
 from kinemae.launch.job import Job, plan_text, prepare_job
 from kinemae.launch.record import Record, lock_run
+from kinemae.launch.slurm import batch
 from kinemae.launch.slurm.cluster import SETTINGS, SlurmCluster
 from kinemae.launch.slurm.queue import cancel_job, requeue_job
 from kinemae.launch.status import status_of
+from kinemae.launch.supervisor.policy import STOPPED
 from tests.conftest import REPO
 from tests.launch.fake_program import make_job, wait_for
 
@@ -151,9 +155,32 @@ def test_a_job_that_is_cancelled_during_its_requeue_ends_at_its_start(
     job.path.with_name(SETTINGS).write_text("{}")
     command = [sys.executable, "-P", job.script("slurm/batch.py"), str(job.path)]
     ran = subprocess.run(command, env={**os.environ, "SLURM_JOB_ID": "7"}, capture_output=True, text=True)
-    assert (ran.returncode, ran.stderr) == (143, "")
+    assert ran.returncode == 143
+    assert ran.stderr.endswith(
+        " launch: `launch cancel` has stopped this run: start it with `launch slurm`\n"
+    )
     (tools / "squeue").write_text("#!/bin/sh\n")
     assert status_of(run_dir)["code"] == 143
+
+
+def test_a_file_system_that_does_not_respond_does_not_cost_the_requeue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(run_dir: Path) -> list[int]:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with_tools(tmp_path / "tools", monkeypatch, squeue="n1", scontrol="-")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(batch, "catch_signals", lambda received: 0)
+    monkeypatch.setattr("kinemae.launch.record.saved_steps", fail)
+    monkeypatch.setattr("kinemae.launch.record._PAUSE_S", 0.01)
+    job, handlers = make_job(tmp_path), [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGCONT)]
+    Record(Path(job.run_dir)).begin(kind="slurm", job_id="7")
+    assert batch.BatchJob(SlurmCluster(), job)._end(75, STOPPED) == 75
+    for number, handler in zip((signal.SIGTERM, signal.SIGCONT), handlers, strict=True):
+        signal.signal(number, handler)
+    log = (Path(job.run_dir) / "logs" / "launch.log").read_text()
+    assert "cannot read the checkpoints" in log and "requeueing the job" in log
 
 
 def test_a_requeue_keeps_the_excluded_nodes_of_the_job(

@@ -197,3 +197,10 @@ def test_a_stop_request_on_a_full_disk_is_an_error_with_its_fix(tmp_path: Path) 
     (tmp_path / "launch" / "stop.partial").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"cannot write .*/launch/stop: .*; fix: send SIGTERM to an agent"):
         request_stop(tmp_path)
+
+
+def test_a_damaged_config_of_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Record(tmp_path).begin(kind="local")
+    (tmp_path / "config.yaml").write_text("steps: [")
+    assert main(["status", str(tmp_path)]) == 2
+    assert f"{tmp_path / 'config.yaml'}: expected YAML" in capsys.readouterr().err
