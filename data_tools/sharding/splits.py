@@ -46,9 +46,9 @@ def assign_splits(
 ) -> dict[str, list[SourceVideo]]:
     """Videos by split, sorted by name: the source's own splits, else a seeded draw balanced by class.
 
-    In a draw, videos of one group and videos of equal content stay in one split, and validation gets its
-    fraction of each class as closely as these allow. A class of two or more such clusters keeps one on either
-    side if possible (unless the fraction is 0). Families without a label go to train.
+    In a draw, a cluster of videos of one group or of equal content stays in one split, and validation gets
+    its fraction of each class as closely as the clusters allow. A class of two or more clusters keeps one in
+    each split if possible (unless the fraction is 0). Clusters without a label go to train.
 
     Args:
         digests: the content digest of each video by its name.

@@ -1,4 +1,4 @@
-"""Write samples to WebDataset tars. The only file that imports webdataset."""
+"""Write samples to WebDataset tars, by webdataset's TarWriter."""
 
 import hashlib
 import os

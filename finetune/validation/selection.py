@@ -29,7 +29,7 @@ class ValidateConfig:
         metric: the metric by which the best model is selected; null: the task's.
         patience: stop after this many validations in a row without an improvement; 0 for never.
         min_delta: smallest improvement for `patience`.
-        pause_after: stop the process after this many validations, with a checkpoint and exit code 130; a
+        pause_after: stop the process after this many validations, with a checkpoint and exit code 75; a
             repeated command with another value continues. 0 for never.
         temporal_clips: clips per video, evenly spaced.
         spatial_crops: 1 (the centre) or 3 (both ends and the centre of the longer side).
