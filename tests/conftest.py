@@ -16,7 +16,10 @@ import torch
 
 from kinemae.data_tools.__main__ import PROGRAM
 from kinemae.data_tools.command import log, run_program
+from kinemae.data_tools.storage import location as location_module
 from kinemae.data_tools.storage import remote
+from kinemae.data_tools.storage.location import Location, RetryPolicy
+from kinemae.pretrain.runtime import file_retries
 from tests.faulty_server import FaultyServer, faulty_server
 from tests.seeds import IS_NIGHTLY, SEED
 
@@ -27,6 +30,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in `make test &`; ch
 
 SECONDS = {"chaos": 100, "cluster": 5, "processes": 5, "slow": 3}  # rough duration of a test with this marker
 REPO = Path(__file__).resolve().parents[1]
+QUICK = RetryPolicy(attempts=2, idle_s=1.0, total_s=2.0, pause_s=0.01)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -170,6 +174,15 @@ def proxied_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     with faulty_server(s3_server) as proxy:
         yield proxy, new_bucket(s3_server, proxy.url, monkeypatch)
         remote._file_system_of.cache_clear()
+
+
+@pytest.fixture
+def quick_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limit the retries of storage and files to two quick attempts."""
+    monkeypatch.setattr(file_retries, "DELAYS_S", (0.01,))
+    monkeypatch.setattr(Location.__dataclass_fields__["retry_policy"], "default", QUICK)
+    monkeypatch.setattr(location_module, "DEFAULT_RETRY_POLICY", QUICK)
+    monkeypatch.setitem(location_module.location.__kwdefaults__, "retry_policy", QUICK)
 
 
 def new_bucket(server: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -9,22 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from kinemae.data_tools.command import CheckpointError, Stuck, exit_code_of
+from kinemae.data_tools.command import CheckpointError, Stuck, exit_code_of, run_program
 from kinemae.data_tools.exit_codes import EXIT_CHECKPOINT, EXIT_STUCK
-from kinemae.data_tools.storage import location as location_module
 from kinemae.data_tools.storage import remote
-from kinemae.data_tools.storage.location import Location, RetryPolicy, location
+from kinemae.data_tools.storage.location import Location, location
 from kinemae.launch.record import saved_steps
+from kinemae.pretrain.__main__ import PROGRAM
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.runtime import file_retries
 from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
 from kinemae.pretrain.runtime.run_folder import IGNORED_ENTRIES, check_run_dir, open_run_dir
 from tests.checkpointing import PlainEngine, alone
+from tests.conftest import QUICK
 from tests.faulty_server import FaultyServer
 from tests.pretrain.runtime.test_resume import losses
 from tests.ranks import run_ranks, started
-
-QUICK = RetryPolicy(attempts=2, idle_s=1.0, total_s=2.0, pause_s=0.01)
 
 
 def checkpoints(run_dir: Path, bucket: str, *, keep: int = 2, background: bool = True) -> Checkpoints:
@@ -157,14 +155,6 @@ def test_the_loaded_step_can_be_saved_again(tmp_path: Path, bucket: str) -> None
     assert checkpoints(tmp_path, bucket).load_newest(engine).rollbacks == 1
 
 
-@pytest.fixture
-def quick_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_retries, "DELAYS_S", (0.01,))
-    monkeypatch.setattr(Location.__dataclass_fields__["retry_policy"], "default", QUICK)
-    monkeypatch.setattr(location_module, "DEFAULT_RETRY_POLICY", QUICK)
-    monkeypatch.setitem(location_module.location.__kwdefaults__, "retry_policy", QUICK)
-
-
 @pytest.mark.usefixtures("quick_failures")
 @pytest.mark.parametrize(
     ("fault", "kind", "message"),
@@ -247,6 +237,17 @@ def test_another_run_in_the_same_place_is_refused_and_a_lost_run_folder_is_not(
     assert (tmp_path / "b" / "config.yaml").read_text() == (tmp_path / "a" / "config.yaml").read_text()
     with pytest.raises(ValueError, match=r"another config \(save_to: run .s3:"):
         check_run_dir(tmp_path / "a", small_config(f"save_to={bucket}/other", f"run_dir={tmp_path / 'a'}"))
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_missing_bucket_ends_the_run_before_its_first_step(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):  # the second start finds a run folder
+        assert run_program(PROGRAM, [str(small_run), "save_to=s3://no-such-bucket/run"]) == EXIT_CHECKPOINT
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "save_to=s3://no-such-bucket/run: cannot write" in error and "there is no such file" in error
+    assert (tmp_path / "run" / "config.yaml").exists() and not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("value", ["s3://bucket", "gs://bucket/run", "/folder", "https://host/run"])
