@@ -4,7 +4,8 @@
     RUN/best-previous/step-N/       the best model of a kept checkpoint before a better one was found
 
 A run may continue from a checkpoint before the best step, after a crash, a damaged checkpoint or a rollback.
-Its best model is then the one of that checkpoint.
+Its best model is then the one of that checkpoint. If the checkpoints are in S3, so are copies of all these
+models (`stored_models.py`): a run that continues with another run folder downloads its best model.
 """
 
 import json
@@ -14,9 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.command import CheckpointError, log
 from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.storage.location import Location
 from kinemae.finetune.validation.selection import Selection
+from kinemae.finetune.validation.stored_models import StoredModels
 from kinemae.pretrain.runtime.checkpoint_storage import CheckpointStorage
 from kinemae.pretrain.runtime.file_retries import run_on_first
 from kinemae.pretrain.runtime.processes import Processes
@@ -29,7 +32,7 @@ class BestModel:
     """The best model of a run folder. Every process must make the same calls.
 
     Args:
-        checkpoints: of the run; they decide which earlier best models are kept.
+        checkpoints: of the run; they decide which earlier best models are kept, and whether copies are in S3.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class BestModel:
         self.folder = run_dir / BEST_FOLDER
         self._previous = run_dir / f"{BEST_FOLDER}-previous"
         self._partial = run_dir / f"{BEST_FOLDER}.partial"
+        place = checkpoints.place
+        self._stored = StoredModels(place / BEST_FOLDER) if isinstance(place, Location) else None
         self._checkpoints = checkpoints
         self._selection = selection
         self._processes = processes
@@ -78,25 +83,38 @@ class BestModel:
         shutil.rmtree(self._partial, ignore_errors=True)
         best = -1 if line is None else line["step"]
         if step_of_best(self.folder) != best:
-            previous = self._kept(best)
-            if line is not None and step_of_best(previous) != best:
+            earlier = self._find(best)
+            if line is not None and step_of_best(earlier) != best:
+                place = self.folder if self._stored is None else f"{self.folder} or {self._stored.place}"
                 return (
-                    f"{self.folder}: expected the best model, of step {best}, got none; fix: restore the "
-                    "folder, or start again in another run_dir"
+                    f"{place}: expected the best model, of step {best}, got none; fix: restore the folder, "
+                    "or start another run"
                 )
             if self.folder.exists():
                 shutil.rmtree(self.folder)
             if line is not None:
-                previous.rename(self.folder)
-        for step, path in self._list_previous():
-            if step >= best:
-                shutil.rmtree(path)
+                earlier.rename(self.folder)
+        if self._kept(best).exists():
+            shutil.rmtree(self._kept(best))
+        self._remove(lambda step: step > best)
+        if line is not None and self._stored is not None and best not in self._stored.steps():
+            self._stored.upload(self.folder, best)  # removed by hand, for example
         return None
+
+    def _find(self, step: int) -> Path:
+        """The folder of an earlier best model, downloaded if necessary; absent if there is none."""
+        kept = self._kept(step)
+        if step_of_best(kept) == step or self._stored is None or step not in self._stored.steps():
+            return kept
+        self._stored.download(step, self._partial)
+        return self._partial
 
     def _save(self, line: dict[str, Any], write: Callable[[Path], None]) -> None:
         shutil.rmtree(self._partial, ignore_errors=True)
         write(self._partial)
         atomic_write_text(self._partial / LINE_FILE, json.dumps(line, indent=1) + "\n")
+        if self._stored is not None:
+            self._stored.upload(self._partial, line["step"])
         old = step_of_best(self.folder)
         if old >= 0:
             self._previous.mkdir(exist_ok=True)
@@ -111,20 +129,23 @@ class BestModel:
         try:
             saved = self._checkpoints.complete().values()
             states = [self._checkpoints.read_metadata(checkpoint).state for checkpoint in saved]
-        except (OSError, ValueError, CheckpointError):
-            return  # unreadable at present: all are kept
-        lines = [self._selection.best(state.get("validations", [])) for state in states]
-        needed = [-1 if line is None else line["step"] for line in lines]
-        for step, path in self._list_previous():
-            if needed and step not in needed and step < needed[-1]:
+            lines = [self._selection.best(state.get("validations", [])) for state in states]
+            needed = [-1 if line is None else line["step"] for line in lines]
+            self._remove(lambda step: bool(needed) and step not in needed and step < needed[-1])
+        except (OSError, ValueError, CheckpointError) as error:
+            log.warning("%s: earlier best models are not removed now: %s", self.folder, error)
+
+    def _remove(self, is_unneeded: Callable[[int], bool]) -> None:
+        """Remove earlier and stored models."""
+        for path in sorted(self._previous.glob("step-*")):
+            if is_unneeded(int(path.name.removeprefix("step-"))):
                 shutil.rmtree(path)
+        if self._stored is not None:
+            for step in filter(is_unneeded, self._stored.steps()):
+                self._stored.remove(step)
 
     def _kept(self, step: int) -> Path:
         return self._previous / f"step-{step:08d}"
-
-    def _list_previous(self) -> list[tuple[int, Path]]:
-        paths = sorted(self._previous.glob("step-*"))
-        return [(int(path.name.removeprefix("step-")), path) for path in paths]
 
 
 def read_line(folder: Path) -> dict[str, Any] | None:

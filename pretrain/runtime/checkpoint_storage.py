@@ -175,12 +175,12 @@ class ObjectStorage(CheckpointStorage):
                 checksum, size = zlib.crc32(block, checksum), size + len(block)
                 yield block
 
-        with _os_errors(file):
+        with os_errors(file):
             file.write_chunks(blocks(), size=4 * sum(one.stop - one.start for one in ranges))
         return FileChecksum(size, checksum)
 
     def commit(self, save: Any, step: int, metadata: CheckpointMetadata, *, replaces: bool) -> None:
-        with _os_errors(save):
+        with os_errors(save):
             files.check_sizes(save, metadata, save.list_sizes())
             for name, text in files.json_files(metadata).items():
                 (save / name).write(text)
@@ -194,20 +194,20 @@ class ObjectStorage(CheckpointStorage):
                 _remove(save)
 
     def complete(self) -> dict[int, Location]:
-        with _os_errors(self.place):
+        with os_errors(self.place):
             return {_step_of(name): self.place / name for name in sorted(self._complete_names())}
 
     def drop(self, checkpoint: Location) -> None:
-        with _os_errors(checkpoint):
+        with os_errors(checkpoint):
             (checkpoint / MANIFEST).remove()
 
     def quarantine(self, checkpoint: Location) -> None:
-        with _os_errors(checkpoint):
+        with os_errors(checkpoint):
             (checkpoint / _QUARANTINED).write(b"")
         log.warning("%s is quarantined: remove it when it is no longer needed", checkpoint)
 
     def remove_leftovers(self) -> None:
-        with _os_errors(self.place):
+        with os_errors(self.place):
             self._remove_incomplete()
         try:
             self.place.abort_uploads()
@@ -221,7 +221,7 @@ class ObjectStorage(CheckpointStorage):
             log.warning("could not remove old checkpoints in %s: %s", self.place, error)
 
     def read_metadata(self, checkpoint: Location) -> CheckpointMetadata:
-        with _os_errors(checkpoint):
+        with os_errors(checkpoint):
             return files.read_metadata(checkpoint, read=_read)
 
     def open_shards(self, file: Location, expected: FileChecksum) -> ShardStream:
@@ -325,12 +325,12 @@ def _remove(save: Location) -> None:
 
 
 def _read(file: Location) -> bytes:
-    with _os_errors(file):
+    with os_errors(file):
         return file.read()
 
 
 def _open(file: Any) -> tuple[int, io.RawIOBase]:
-    with _os_errors(file):
+    with os_errors(file):
         return file.size(), _Stream(file)
 
 
@@ -342,12 +342,12 @@ class _Stream(SequentialFile):
         self._place = place
 
     def readinto(self, buffer: Any) -> int:
-        with _os_errors(self._place):
+        with os_errors(self._place):
             return super().readinto(buffer)
 
 
 @contextmanager
-def _os_errors(place: Location) -> Iterator[None]:
+def os_errors(place: Location) -> Iterator[None]:
     """Convert the errors of a storage; see the top of this file."""
     try:
         yield

@@ -372,7 +372,8 @@ class RunConfig:
         run_dir: the run's folder; the same command again continues the run in it.
         seed: of weights, order of clips, crops, masks, noise and drop path.
         save_every_steps: optimizer steps between checkpoints.
-        save_to: prefix in S3 for the checkpoints, such as s3://bucket/runs/a; null for `RUN/checkpoints`.
+        save_to: prefix in S3 for the checkpoints and the best model of fine-tuning, such as
+            s3://bucket/runs/a; null for `RUN/checkpoints`.
         keep_checkpoints: number of newest checkpoints to keep.
         keep_every_steps: also keep checkpoints at multiples of this; 0 for none.
         save_in_background: whether training continues while a checkpoint is written; needs host memory for a

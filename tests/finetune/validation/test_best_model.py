@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.storage.location import location
 from kinemae.finetune.validation.best_model import BestModel, step_of_best
 from kinemae.finetune.validation.selection import Selection
+from kinemae.finetune.validation.stored_models import StoredModels
 from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
 from kinemae.pretrain.runtime.checkpoint_storage import storage_of
 from kinemae.pretrain.runtime.processes import Processes
@@ -95,6 +97,7 @@ def test_models_that_no_checkpoint_in_s3_needs_are_removed(tmp_path, bucket):
     save(best, {"step": 39, "top1": 0.8})
 
     assert previous(best) == ["step-00000029"]
+    assert StoredModels(location(f"{save_to}/best")).steps() == {29, 39}
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kinemae.data_tools.command import run_program
-from kinemae.data_tools.exit_codes import EXIT_STOPPED
+from kinemae.data_tools.exit_codes import EXIT_CHECKPOINT, EXIT_STOPPED
 from kinemae.finetune import train
 from kinemae.finetune.__main__ import PROGRAM
 from kinemae.finetune.evaluation import inference
 from kinemae.finetune.task_model import TaskModel
-from kinemae.finetune.validation import best_model, validator
+from kinemae.finetune.validation import best_model, stored_models, validator
 from kinemae.pretrain.runtime.loop import Reporter
 from kinemae.pretrain.runtime.loss_guard import IncidentLog
 from kinemae.pretrain.runtime.metrics import read_metrics
@@ -80,8 +80,9 @@ def losses(run_dir):
     return [line["loss"] for line in read_metrics(run_dir / "metrics.jsonl")]
 
 
-def assert_same(run_dir, expected):
-    assert losses(run_dir) == losses(expected)
+def assert_same(run_dir, expected, *, first_step=0):
+    """Check that a run, whose metrics begin at a step, ended as another one."""
+    assert losses(run_dir) == losses(expected)[first_step:]
     for name in SAME_FILES:
         assert (run_dir / name).read_bytes() == (expected / name).read_bytes(), name
     for name in ("model", "model_raw"):
@@ -194,6 +195,20 @@ def after_the_best_was_written(patch, call):
     patch.setattr(Reporter, "add_validation", interrupted)
 
 
+def while_uploading(patch, call):
+    """Die in the given upload of a best model, when a part of it is sent."""
+
+    def interrupted(*arguments):
+        calls.append(0)
+        for number, block in enumerate(blocks(*arguments)):
+            if len(calls) == call and number == 4:
+                die()
+            yield block
+
+    blocks, calls = stored_models._tar_blocks, []
+    patch.setattr(stored_models, "_tar_blocks", interrupted)
+
+
 def die():
     raise Killed
 
@@ -222,6 +237,40 @@ def test_a_run_killed_at_any_moment_ends_as_the_unbroken_one(  # noqa: PLR0913 -
     assert run(tmp_path / "run", zero_stage) == 0
 
     assert_same(tmp_path / "run", unbroken(stage))
+
+
+# Checkpoint 3 has the first validation, checkpoint 6 three of them.
+@pytest.mark.parametrize(
+    ("moment", "call", "loaded"),
+    [
+        (while_uploading, 2, 3),
+        pytest.param(after_the_best_was_written, 4, 6, marks=pytest.mark.nightly),
+    ],
+)
+def test_a_run_with_a_lost_folder_continues_from_s3_and_ends_as_the_unbroken_one(  # noqa: PLR0913 - fixtures
+    run, unbroken, bucket, tmp_path, monkeypatch, moment, call, loaded
+):
+    save_to = f"save_to={bucket}/run"
+    with monkeypatch.context() as patch:
+        moment(patch, call)
+        with pytest.raises(Killed):
+            run(tmp_path / "lost", save_to)
+    shutil.rmtree(tmp_path / "lost")
+
+    assert run(tmp_path / "run", save_to) == 0
+
+    assert_same(tmp_path / "run", unbroken(), first_step=loaded)
+    shutil.rmtree(tmp_path / "run")
+    assert run(tmp_path / "run", save_to) == 0, "a run that has ended"
+    assert result(tmp_path / "run") == result(unbroken())
+
+
+def test_a_missing_bucket_ends_the_run_before_its_first_step(run, bucket, tmp_path, capsys):
+    for _ in range(2):  # the second start finds a run folder
+        assert run(tmp_path / "run", f"save_to={bucket}-absent/run") == EXIT_CHECKPOINT
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"save_to={bucket}-absent/run: cannot write" in error and "there is no such file" in error
+    assert (tmp_path / "run" / "config.yaml").exists() and not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("call", [2])
