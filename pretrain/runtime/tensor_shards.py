@@ -10,7 +10,7 @@ forms are exchanged between processes:
 """
 
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,10 +143,11 @@ class ShardTable:
         self._counts = counts or {}
         self._packed = packed = sorted(packed, key=lambda file: file.number)
         self._places = {key: place for place, key in enumerate(self._counts)}
+        self._numbers = np.array([file.number for file in packed], dtype=np.int32)
         bits = np.array([np.frombuffer(file.equal, dtype=np.uint8) for file in packed], dtype=np.uint8)
         equal = np.unpackbits(bits.reshape(len(packed), -1), axis=1) if packed else np.zeros((0, 0))
         # For each entry of the counts, the numbers of the files that hold their equal range of it.
-        self._equal = [np.flatnonzero(column).tolist() for column in equal.T[: len(self._counts)]]
+        self._equal = [np.flatnonzero(column).astype(np.int32) for column in equal.T[: len(self._counts)]]
         self._listed: dict[tuple[str, str], list[ShardRange]] = defaultdict(list)
         others = (ShardRange(file.file, *run) for file in packed for run in file.others)
         for one in (*ranges, *others):
@@ -160,7 +161,8 @@ class ShardTable:
             count, files, rows = self._counts[kind, name], self._packed[0].files, self._equal[place]
             size = max(1, -(-count // files))
             last = count if stop is None else stop
-            for row in rows[bisect_left(rows, start // size) : bisect_right(rows, last // size)]:
+            first, end = np.searchsorted(rows, start // size), np.searchsorted(rows, last // size, "right")
+            for row in rows[first:end].tolist():
                 file = self._packed[row]
                 found.append(ShardRange(file.file, kind, name, *equal_range(count, file.number, files)))
         return sorted(found, key=lambda one: one.start)
@@ -176,7 +178,8 @@ class ShardTable:
             return False
         rows, files = self._equal[place], self._packed[0].files
         holders = -(-self._counts[kind, name] // max(1, -(-self._counts[kind, name] // files)))
-        return rows[:holders] == list(range(holders)) and [self._packed[row].number for row in rows] == rows
+        are_first = np.array_equal(rows[:holders], np.arange(holders))
+        return are_first and np.array_equal(self._numbers[rows], rows)
 
     def find_fault(self, shapes: Mapping[str, tuple[int, ...]], updates: Mapping[str, int]) -> str | None:
         """Describe why the files do not hold each value exactly once; None if they do.
@@ -189,7 +192,7 @@ class ShardTable:
         required |= {(kind, name) for name, done in updates.items() for kind in MOMENTS if done}
         allowed = required | {(kind, name) for name in updates for kind in MOMENTS}
         present = set(self._listed)
-        present |= {key for key, rows in zip(self._counts, self._equal, strict=False) if rows}
+        present |= {key for key, rows in zip(self._counts, self._equal, strict=False) if len(rows)}
         for kind, name in sorted(present - allowed):
             return f"expected only the parameters of parameters.json, got {kind} of {name} too"
         for kind, name in sorted(required | present):
