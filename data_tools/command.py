@@ -24,7 +24,7 @@ from kinemae.data_tools.exit_codes import (
     EXIT_STUCK,
 )
 from kinemae.data_tools.overrides import ConfigError, check_overrides, is_override, parse_override
-from kinemae.data_tools.packages import as_config_error
+from kinemae.data_tools.packages import as_config_error, quick_imports
 
 log = logging.getLogger("kinemae")
 
@@ -75,7 +75,9 @@ def lazy(module: str, function: str) -> Callable[[argparse.Namespace], None]:
     """A `run` function that imports its module when it is called."""
 
     def run(arguments: argparse.Namespace) -> None:
-        getattr(importlib.import_module(module), function)(arguments)
+        with quick_imports():
+            called = getattr(importlib.import_module(module), function)
+        called(arguments)
 
     return run
 

@@ -17,6 +17,7 @@ from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.files import to_json_lines
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.orders.base import Order, build_order
+from kinemae.data_tools.packages import quick_imports
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.loader import prepare_training_loader
 from kinemae.data_tools.stream.mixture import Source
@@ -268,6 +269,7 @@ def _data_inputs(config: FinetuneConfig, data: DataSets) -> list[Input]:
     return inputs
 
 
+@quick_imports()
 def training(prepared: PreparedRun) -> Trainer:
     """Create the training loop."""
     config = prepared.config

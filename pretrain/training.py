@@ -14,6 +14,7 @@ from kinemae.data_tools.folder_checks import index_command
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.orders.base import Order, build_order
 from kinemae.data_tools.overrides import as_override
+from kinemae.data_tools.packages import quick_imports
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.stream.augment import NO_AUGMENTATION
 from kinemae.data_tools.stream.frame_sampling import check_stride
@@ -237,6 +238,7 @@ def run_pretraining(plan: Plan) -> None:
     processes.barrier()
 
 
+@quick_imports()
 def make_trainer(plan: Plan) -> Trainer:
     """Create the training loop."""
     config, clips = plan.config, training_clips(plan, plan.split)

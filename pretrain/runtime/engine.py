@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kinemae.data_tools.command import CheckpointError, log
-from kinemae.data_tools.packages import TRAINING, require_packages
+from kinemae.data_tools.packages import TRAINING, quick_imports, require_packages
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.pretrain.runtime.gradient_exchange import GradientExchange
 from kinemae.pretrain.runtime.optimizer import Rates, build_optimizer, set_rates
@@ -329,7 +329,8 @@ def _copied(module: nn.Module, groups: list[dict[str, Any]]) -> tuple[nn.Module,
 def _import_deepspeed(processes: Processes) -> Any:
     # DS_ACCELERATOR, set before the import, keeps a CPU run on a GPU machine on the CPU.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if processes.device.type == "cuda" else "cpu")
-    import deepspeed
+    with quick_imports():
+        import deepspeed
 
     deepspeed.utils.logger.setLevel("WARNING")
     # On the CPU DeepSpeed compiles a shared-memory all-reduce at first use: up to 100 s, a compiler
