@@ -49,6 +49,7 @@ from kinemae.pretrain.model.packing import kept_count
 from kinemae.pretrain.model_setup import set_up_model
 from kinemae.pretrain.runtime.abort import abort_on_error
 from kinemae.pretrain.runtime.engine import BlockSettings, check_engine
+from kinemae.pretrain.runtime.file_retries import retry_write
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs
 from kinemae.pretrain.runtime.loop import Trainer
 from kinemae.pretrain.runtime.muon import iteration_flops
@@ -340,9 +341,9 @@ def train_and_save(prepared: PreparedRun, run: Trainer) -> None:
     if processes.is_first:
         run_dir = Path(config.run_dir)
         if config.ema.decay:
-            _save(prepared.finetuned, config, run_dir / RAW_FOLDER, done)
+            retry_write(partial(_save, prepared.finetuned, config, run_dir / RAW_FOLDER, done), run_dir)
         with evaluation_weights(run.module):
-            _save(prepared.finetuned, config, run_dir / MODEL_FOLDER, done)
+            retry_write(partial(_save, prepared.finetuned, config, run_dir / MODEL_FOLDER, done), run_dir)
     processes.barrier()
 
 

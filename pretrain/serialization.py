@@ -8,6 +8,7 @@ An unknown key is an error.
 import json
 import math
 import os
+import re
 import types
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -36,11 +37,26 @@ _PLAIN: dict[Any, tuple[str, tuple[type, ...]]] = {
 }
 
 
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors.
+
+    Raises:
+        OSError: for example on a full disk; safetensors has its own kind of error for it.
+    """
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        number = re.search(r"(?:os error|code:) (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a module's state in float32 as safetensors, complete or absent."""
+    """Write a module's state in float32 as safetensors, complete or absent; see `save_tensors`."""
     weights = {name: value.detach().float().cpu().contiguous() for name, value in module.state_dict().items()}
     partial = path.with_name(f"{path.name}.partial")
-    save_file(weights, partial)
+    save_tensors(weights, partial)
     _publish(partial, path)
 
 

@@ -60,6 +60,7 @@ from kinemae.pretrain.representation_monitor import (
     spread_videos,
 )
 from kinemae.pretrain.runtime.engine import check_engine
+from kinemae.pretrain.runtime.file_retries import retry_write
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs, original_places
 from kinemae.pretrain.runtime.loop import Callback, Trainer
 from kinemae.pretrain.runtime.optimizer import check_schedule, parameter_groups
@@ -228,9 +229,9 @@ def run_pretraining(plan: Plan) -> None:
     if processes.is_first:
         run_dir = Path(config.run_dir)
         if config.ema.decay:
-            _export(plan, run_dir / RAW_FOLDER)
+            retry_write(partial(_export, plan, run_dir / RAW_FOLDER), run_dir)
         with evaluation_weights(trainer.module):
-            _export(plan, run_dir / ENCODER_FOLDER)
+            retry_write(partial(_export, plan, run_dir / ENCODER_FOLDER), run_dir)
         log.info(
             "the encoder is in %s: fine-tune it with `kinemae finetune train CONFIG %s`",
             *(run_dir / ENCODER_FOLDER, as_override("encoder", run_dir / ENCODER_FOLDER)),

@@ -18,6 +18,7 @@ from kinemae.data_tools.packages import require_packages
 from kinemae.data_tools.randomness import ClipRandom, derived_seed
 from kinemae.finetune.adapt.config import DEFAULT_RANK, AdaptConfig
 from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.serialization import save_tensors
 
 if TYPE_CHECKING:
     import peft
@@ -123,12 +124,11 @@ def merged_encoder(encoder: Encoder) -> Encoder:
 def save_adapter(encoder: Encoder, folder: Path) -> None:
     """Write the adapter in peft's format; `peft.PeftModel.from_pretrained(encoder, folder)` loads it."""
     import peft
-    from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     weights = peft.get_peft_model_state_dict(encoder, adapter_name=_NAME)
     contiguous = {f"base_model.model.{name}": value.cpu().contiguous() for name, value in weights.items()}
-    save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     _record(encoder).save_pretrained(str(folder))
 
 

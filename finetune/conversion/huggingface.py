@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from kinemae.data_tools.command import log
 from kinemae.data_tools.files import atomic_write_text, set_default_mode
 from kinemae.data_tools.stream.loader import ClipConfig
@@ -42,6 +40,7 @@ from kinemae.pretrain.model.blocks import NORM_EPS
 from kinemae.pretrain.model.decoder import MLP_RATIO
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import COLOURS
+from kinemae.pretrain.serialization import save_tensors
 
 WEIGHTS = "model.safetensors"
 _MODEL = "videomae."
@@ -116,7 +115,7 @@ def write_huggingface(
         config: `config.json`; by default that of VideoMAE.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     set_default_mode(folder / WEIGHTS)  # safetensors writes files that only the owner can read
     config = (config or huggingface_config(bundle)) | _class_names(bundle.classes)
     for name, content in ((PREPROCESSOR, _preprocessor(bundle)), (CONFIG, config)):

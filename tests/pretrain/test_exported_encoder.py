@@ -9,6 +9,7 @@ from kinemae.pretrain.exported_model import EncoderDescription, load_description
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
+from tests.full_disk import small_disk
 
 SHAPE = EncoderShape(width=16, depth=2, heads=2, mlp_width=32, patch=(2, 4, 4))
 GRID = TokenGrid.of(4, 8, SHAPE.patch)
@@ -52,6 +53,14 @@ def test_an_encoder_is_restored_from_its_folder(folder):
 
 def test_the_folder_has_the_two_files_and_no_partial_ones(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["encoder.json", "encoder.safetensors"]
+
+
+def test_a_full_disk_is_an_error_of_the_file_system(tmp_path):
+    with small_disk(tmp_path / "full", 16) as is_mounted:
+        if not is_mounted:
+            pytest.skip("this machine does not let us mount a small disk")
+        with pytest.raises(OSError, match=r"No space left on device: .*encoder\.safetensors"):
+            save_encoder(tmp_path / "full", Encoder(SHAPE, GRID), DESCRIPTION)
 
 
 def test_a_bfloat16_encoder_is_written_in_float32(tmp_path):

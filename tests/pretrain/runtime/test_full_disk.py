@@ -1,16 +1,19 @@
-"""A full disk for logs drops lines of the logs; the run continues."""
+"""A full disk for logs drops lines of the logs, and the run continues; one for the encoder ends it."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kinemae.data_tools.command import log
+from kinemae.data_tools.command import DataError, exit_code_of, log
+from kinemae.data_tools.exit_codes import EXIT_DATA
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime.metrics import read_metrics
-from kinemae.pretrain.training import make_plan
+from kinemae.pretrain.training import make_plan, run_pretraining
 from tests.full_disk import small_disk
 from tests.pretrain.runtime.bad_numbers import fragile_training
 
@@ -71,3 +74,19 @@ def test_a_full_disk_for_logs_does_not_change_the_weights(
     undisturbed = small_config(f"run_dir={tmp_path / 'undisturbed'}", *overrides)
     fragile_training(make_plan(undisturbed), bad).run()
     assert found == weights(tmp_path / "undisturbed")
+
+
+def test_a_full_disk_for_the_encoder_ends_with_code_3_and_the_next_start_writes_it(
+    small_config: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    config = small_config("steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr("kinemae.pretrain.training.save_encoder", fail)
+        with pytest.raises(DataError, match=f"cannot write to {config.run_dir}: No space left") as error:
+            run_pretraining(make_plan(config))
+    assert exit_code_of(error.value) == EXIT_DATA
+    run_pretraining(make_plan(config))
+    assert (Path(config.run_dir) / "encoder" / "encoder.json").exists()
