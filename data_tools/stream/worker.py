@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.context import BaseContext
 from multiprocessing.sharedctypes import RawValue
 from socket import MSG_DONTWAIT, socket
@@ -119,16 +120,17 @@ class Worker(Generic[Item]):
         idle_s: how long the main process has waited without progress of the worker.
     """
 
-    def __init__(self, pickled: bytes, context: BaseContext, read_ahead: int):
+    def __init__(self, pickled: bytes, context: BaseContext, read_ahead: int, quarantined: Mapping[str, str]):
         self.assigned: list[int] = []
         self.idle_s = 0.0
         self.status = RawValue(WorkerStatus)
         self._events = 0
+        self._known = len(quarantined)
         self.socket, theirs = socket_pair()
         self._receiver = Receiver(self.socket)
         self.process = context.Process(  # type: ignore[attr-defined]
             target=run_worker,
-            args=(pickled, theirs, self.status, read_ahead),
+            args=(pickled, theirs, self.status, read_ahead, dict(quarantined)),
             daemon=True,
             name="kinemae-loader",
         )
@@ -152,11 +154,17 @@ class Worker(Generic[Item]):
         return self.status.storage_s
 
     def submit(self, number: int, quarantined: Mapping[str, str]) -> None:
-        """Request an item; if the process has ended, `receive` reports it."""
+        """Request an item; if the process has ended, `receive` reports it.
+
+        Args:
+            quarantined: of the pool, in the order in which they were added; new ones are sent.
+        """
         self.assigned.append(number)
+        new = dict(islice(quarantined.items(), self._known, None))
+        self._known = len(quarantined)
         returned = [self._receiver.free.pop() for _ in range(len(self._receiver.free))]
         try:
-            self.socket.send(json.dumps([number, quarantined, returned]).encode())
+            self.socket.send(json.dumps([number, new, returned]).encode())
         except (BrokenPipeError, ConnectionResetError):
             return
 
@@ -194,11 +202,14 @@ class Worker(Generic[Item]):
         self.socket.close()
 
 
-def run_worker(pickled: bytes, requests: socket, status: WorkerStatus, read_ahead: int) -> None:
+def run_worker(
+    pickled: bytes, requests: socket, status: WorkerStatus, read_ahead: int, quarantined: dict[str, str]
+) -> None:
     """Read requested items until the main process ends.
 
     Args:
         read_ahead: see `ReadAhead`.
+        quarantined: at the start; requests add further ones.
     """
     block_stop_signals()
     exit_with_parent()
@@ -207,8 +218,9 @@ def run_worker(pickled: bytes, requests: socket, status: WorkerStatus, read_ahea
     ahead = ReadAhead(read_ahead)
     loop = _WorkerLoop(pickled, status, sender, ahead)
     with heartbeat.listening(_StatusListener(status)), reading_ahead(ahead):
-        for number, quarantined, returned in _received(requests, loop):
+        for number, new, returned in _received(requests, loop):
             status.events += 1
+            quarantined.update(new)
             sender.take_back(returned)
             item = loop.read(number, quarantined)
             try:

@@ -146,7 +146,7 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         pickled = self._pickled
         if self._sequential is not None:
             pickled = _pickled(self._sequential.for_worker(place, self._count), self._count)
-        worker: Worker[Item] = Worker(pickled, self._context, self._read_ahead)
+        worker: Worker[Item] = Worker(pickled, self._context, self._read_ahead, self.quarantined)
         self._processes.add(worker.process)
         if self._is_shut_down.is_set():
             worker.process.kill()

@@ -187,6 +187,16 @@ def test_the_sample_that_kills_or_blocks_a_worker_is_skipped_and_all_others_are_
     assert wait_until(lambda: processes_alive() == [])
 
 
+def test_a_long_run_may_quarantine_many_samples() -> None:
+    pool, taken = pool_of(Numbers()), []
+    for number in range(ITEMS):
+        pool.quarantined |= {f"{number}/{place}": "killed" * 20 for place in range(80)}
+        pool.quarantined[f"sample-{3 * number + 12}"] = "killed"  # of an item that is not assigned yet
+        taken.append(next(pool))
+    assert len(json.dumps(pool.quarantined)) > 1 << 16
+    assert [list(item["skipped"]) for item in taken[4:]] == [[f"sample-{3 * n}"] for n in range(4, ITEMS)]
+
+
 @pytest.mark.nightly
 @pytest.mark.slow
 def test_two_bad_samples_of_one_item_are_both_skipped(warnings: pytest.LogCaptureFixture) -> None:
