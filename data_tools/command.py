@@ -271,5 +271,6 @@ def _describe(parser: argparse.ArgumentParser, command: Command) -> None:
         parser.set_defaults(overrides=[])
     else:
         # With a default, argparse does not list it among the missing required arguments.
-        text = "config overrides, read as YAML" if command.takes_overrides else argparse.SUPPRESS
+        text = "config overrides, read as YAML; the error of an unknown key lists the keys"
+        text = text if command.takes_overrides else argparse.SUPPRESS
         parser.add_argument("overrides", nargs="*", default=[], metavar="a.b=c", help=text)

@@ -203,7 +203,7 @@ PROGRAM = Program(
         ),
         Command(
             name="import",
-            help="import a checkpoint of VideoMAE V1 or V2, of VideoMAE in transformers, or of MAE-ST",
+            help="import a checkpoint of VideoMAE, UMT, MAE-ST, V-JEPA 2, InternVideo2, or an image model",
             example="kinemae finetune import checkpoint.pth imported frames=16 stride=4 size=224",
             run=lazy("kinemae.finetune.conversion.command", "run_import"),
             positionals=(
