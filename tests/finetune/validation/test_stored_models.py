@@ -152,7 +152,7 @@ def test_another_object_in_the_place_of_a_model_is_an_error(tmp_path, bucket, co
 def test_a_process_killed_in_an_upload_leaves_nothing(tmp_path, proxied_bucket):
     proxy, bucket = proxied_bucket
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights").write_bytes(bytes(40 << 20))
+    (tmp_path / "model" / "weights").write_bytes(bytes(20 << 20))
     held = []
 
     def hold(method, path):
