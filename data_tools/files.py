@@ -133,6 +133,20 @@ def to_jsonl(entries: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: it is damaged; names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: expected JSON, got an error: {error}; fix: restore it from a copy, or remove it"
+        ) from error
+
+
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Read a JSON lines file up to the first incomplete line, which a killed process may leave."""
     for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():

@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from kinemae.data_tools.files import atomic_write_text, flock
+from kinemae.data_tools.files import atomic_write_text, flock, read_json
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.job import LAUNCH_FOLDER
 from kinemae.launch.supervisor.rank import log_line
@@ -179,7 +179,7 @@ def saved_steps(run_dir: Path) -> list[int]:
         names = os.listdir(run_dir / "checkpoints")
     found = [int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name))]
     in_store = run_dir / _SAVED_STEPS
-    return sorted([*found, *(json.loads(in_store.read_text()) if in_store.exists() else [])])
+    return sorted([*found, *(read_json(in_store) if in_store.exists() else [])])
 
 
 def newest_step(run_dir: Path, known: int | None) -> int | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.command import CheckpointError, log
-from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.files import atomic_write_text, read_json
 from kinemae.data_tools.storage.location import Location
 from kinemae.finetune.validation.selection import Selection
 from kinemae.finetune.validation.stored_models import StoredModels
@@ -151,7 +151,7 @@ class BestModel:
 def read_line(folder: Path) -> dict[str, Any] | None:
     """Return the line of the validation of a best model; None if the folder holds none."""
     try:
-        line: dict[str, Any] = json.loads((folder / LINE_FILE).read_text(encoding="utf-8"))
+        line: dict[str, Any] = read_json(folder / LINE_FILE)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return line

@@ -19,7 +19,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from kinemae.data_tools.command import log
-from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.files import atomic_write_text, read_json
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.data_tools.stream.training_clips import RunClips
 from kinemae.pretrain.runtime.checkpoint import RunState
@@ -155,8 +155,7 @@ class IncidentLog:
         with suppress(FileNotFoundError):  # `glob` would treat an unreadable folder as empty
             names = os.listdir(self._folder)
         for name in sorted(fnmatch.filter(names, "step-*.json")):
-            text = (self._folder / name).read_text(encoding="utf-8")
-            new = set(json.loads(text)["omitted"]) - set(state.omitted)
+            new = set(read_json(self._folder / name)["omitted"]) - set(state.omitted)
             if new:
                 omitted = sorted(new | set(state.omitted))
                 state = replace(state, omitted=omitted, rollbacks=state.rollbacks + 1)

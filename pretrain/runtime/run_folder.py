@@ -25,7 +25,7 @@ import yaml
 from kinemae.data_tools.command import Stuck, log
 from kinemae.data_tools.config import to_yaml, with_defaults
 from kinemae.data_tools.error_file import VARIABLE
-from kinemae.data_tools.files import Descriptor, atomic_write_text, commit_of_code, flock
+from kinemae.data_tools.files import Descriptor, atomic_write_text, commit_of_code, flock, read_json
 from kinemae.pretrain.folder_kinds import kind_of_config, kind_of_run
 from kinemae.pretrain.runtime.checkpoint_storage import RunInStore, storage_of
 from kinemae.pretrain.runtime.config_changes import ALLOWED_CHANGES, Change, find_changes, table_of
@@ -133,7 +133,7 @@ def _record_start(run_dir: Path, config: Any, inputs: Sequence[Input]) -> None:
     if not (run_dir / "config.yaml").exists():
         atomic_write_text(run_dir / "config.yaml", to_yaml(config))
     path = run_dir / "environment.json"
-    starts = json.loads(path.read_text()) if path.exists() else []
+    starts = read_json(path) if path.exists() else []
     # Compared with the config of the first start, of which only the length is rewritten.
     changes = _changes(run_dir, config, inputs)
     changed = {change.key: [change.old, change.new] for change in changes}

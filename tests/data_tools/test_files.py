@@ -18,6 +18,7 @@ from kinemae.data_tools.files import (
     open_regular,
     read_at,
     read_blocks,
+    read_json,
     read_jsonl,
     replaced_file,
     to_jsonl,
@@ -109,6 +110,16 @@ def test_a_name_with_a_line_separator_is_one_entry(tmp_path: Path):
     (tmp_path / "log.jsonl").write_text(to_jsonl(entries) + '{"name": "cut', encoding="utf-8")
     assert list(read_jsonl(tmp_path / "log.jsonl")) == entries
     assert read_entries(to_jsonl(entries)) == entries
+
+
+def test_a_damaged_json_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    for content in (b"[1", b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: expected JSON, got an error: "):
+            read_json(path)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "absent.json")
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path):

@@ -62,6 +62,13 @@ def test_allowed_keys_may_change_in_a_continued_run(
     assert check_run_dir(tmp_path / "run", small_config(override)) is True
 
 
+def test_a_damaged_record_of_starts_is_named(small_config: BuildConfig, tmp_path: Path) -> None:
+    open_run_dir(tmp_path, small_config())
+    (tmp_path / "environment.json").write_text("[")
+    with pytest.raises(ValueError, match=r"environment\.json: expected JSON"):
+        open_run_dir(tmp_path, small_config())
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
