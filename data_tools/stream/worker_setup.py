@@ -18,12 +18,11 @@ from types import ModuleType
 from typing import NamedTuple
 
 from kinemae.data_tools.command import log
+from kinemae.data_tools.control_groups import group_folders, text_of
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _WORKER_MODULE = "kinemae.data_tools.stream.worker"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_OWN_CGROUPS = Path("/proc/self/cgroup")
-_CGROUPS = Path("/sys/fs/cgroup")
 _MAIN_LOCK = threading.Lock()
 
 
@@ -85,7 +84,7 @@ def cores_per_process(own: CoreLimits, everyone: Sequence[CoreLimits]) -> int:
 
 def core_limits() -> CoreLimits:
     """The limits of this process."""
-    machine = _text(_BOOT_ID).strip() or platform.node()
+    machine = text_of(_BOOT_ID).strip() or platform.node()
     return CoreLimits(machine, frozenset(os.sched_getaffinity(0)), dict(_quotas()))
 
 
@@ -98,32 +97,18 @@ def available_cores() -> int:
 def _quotas() -> Iterator[tuple[str, float]]:
     """The quotas of this process's control groups, from its own to the outermost visible one."""
     space = _inode(Path("/proc/self/ns/cgroup"))
-    for line in _text(_OWN_CGROUPS).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        root = _CGROUPS / controllers if controllers else _CGROUPS
-        for folder in (root / path.lstrip("/"), *(root / path.lstrip("/")).parents):
-            if not folder.is_relative_to(root):
-                break
-            quota, period = _quota_of(folder)
-            if quota > 0 and period > 0:
-                yield f"{space}:{folder}", quota / period
+    for folder in group_folders("cpu"):
+        quota, period = _quota_of(folder)
+        if quota > 0 and period > 0:
+            yield f"{space}:{folder}", quota / period
 
 
 def _quota_of(folder: Path) -> tuple[int, int]:
     """CPU microseconds per period; (0, 0) without a limit. Control groups v2 have one file, v1 two."""
-    words = _text(folder / "cpu.max").split()
-    words = words or [_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+    words = text_of(folder / "cpu.max").split()
+    words = words or [text_of(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
     quota, period = words if len(words) == 2 else ("", "")
     return (int(quota), int(period)) if quota.isdigit() and period.isdigit() else (0, 0)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 def _inode(path: Path) -> int:

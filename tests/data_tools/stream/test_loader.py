@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kinemae.data_tools import control_groups
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.stream import worker_setup as workers_module
 from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
@@ -478,8 +479,8 @@ def test_a_containers_quota_counts_in_both_versions_of_control_groups(monkeypatc
     for name, text in {"own": "3:cpuset:/\n2:cpu,cpuacct:/job\n0::/job\n", **files}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(workers_module, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(workers_module, "_OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(control_groups, "_GROUPS", tmp_path)
+    monkeypatch.setattr(control_groups, "_OWN_GROUPS", tmp_path / "own")
     assert available_cores() == (cores or len(os.sched_getaffinity(0)))
 
 
