@@ -13,7 +13,7 @@ import torch
 
 from kinemae.data_tools.call_config import call_config, restored_environment
 from kinemae.data_tools.command import DataError, log
-from kinemae.data_tools.config import load_config, to_yaml
+from kinemae.data_tools.config import load_config, require, to_yaml
 from kinemae.data_tools.files import to_json_lines
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.orders.base import Order, build_order
@@ -36,6 +36,7 @@ from kinemae.finetune.labels.clips import LabelledClips
 from kinemae.finetune.labels.data_sets import DataSets, open_data_sets
 from kinemae.finetune.labels.sampling import flippable, training_source
 from kinemae.finetune.labels.target_flips import TargetFlip
+from kinemae.finetune.memory import memory_cost, training_clips
 from kinemae.finetune.model_file import FinetunedModel, save_model
 from kinemae.finetune.plan.plan import follow_plan
 from kinemae.finetune.report.command import write_run_report
@@ -52,6 +53,7 @@ from kinemae.pretrain.runtime.engine import BlockSettings, check_engine
 from kinemae.pretrain.runtime.file_retries import retry_write
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs
 from kinemae.pretrain.runtime.loop import Trainer
+from kinemae.pretrain.runtime.micro_batch import AutoMicroBatch
 from kinemae.pretrain.runtime.muon import iteration_flops
 from kinemae.pretrain.runtime.optimizer import check_schedule, parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group
@@ -64,7 +66,13 @@ _CALIBRATION_CLIPS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
-    """A checked run, before its processes join a group."""
+    """A checked run, before its processes join a group.
+
+    Attributes:
+        plan: with `batch.clips_per_device=auto` one micro-batch, until `with_micro_batch`.
+        auto: has chosen the micro-batch; None if the config has it.
+        micro_batch: the reason of its choice.
+    """
 
     config: FinetuneConfig
     data: DataSets
@@ -79,6 +87,16 @@ class PreparedRun:
     processes: Processes
     continues: bool
     inputs: tuple[Input, ...]
+    auto: AutoMicroBatch | None = None
+    micro_batch: str | None = None
+
+    def with_micro_batch(self, *, must_fit: bool = True) -> "PreparedRun":
+        """The run with the micro-batch that fits this process's device, see `AutoMicroBatch.estimate`."""
+        if not self.config.batch.is_auto:
+            return self
+        auto = _auto_micro_batch(self)
+        plan, reason = auto.estimate(must_fit=must_fit)
+        return replace(self, plan=plan, auto=auto, micro_batch=reason)
 
     @property
     def train(self) -> ShardIndex:
@@ -116,9 +134,12 @@ class PreparedRun:
             "steps": self.steps,
             "global_clips": plan.global_clips,
             "processes": plan.world,
-            "process_counts": process_counts(partial(_plan_batch, config), plan.world),
+            "process_counts": process_counts(
+                lambda world: _plan_batch(config, world, config.batch.limit), plan.world
+            ),
             "clips_per_process_at_once": plan.micro_clips,
             "accumulation": plan.accumulation,
+            **({} if self.micro_batch is None else {"micro_batch": self.micro_batch}),
             "tokens": tokens,
             "kept_tokens": "differs per clip" if keep is None else kept_count(tokens, keep),
             "parameters": sum(each.numel() for each in parameters),
@@ -142,7 +163,7 @@ def run_train(arguments: argparse.Namespace) -> None:
         config = follow_plan(config, arguments.config, arguments.overrides)
     prepared = prepare(config)
     if arguments.dry_run:
-        text = to_json_lines(prepared.summary())
+        text = to_json_lines(prepared.with_micro_batch(must_fit=False).summary())
         sys.stdout.write(text if arguments.json else f"{to_yaml(prepared.config)}\n{text}")
         return
     _train_and_score(prepared, as_json=arguments.json)
@@ -175,16 +196,18 @@ def _train_and_score(prepared: PreparedRun, *, as_json: bool) -> Evaluation:
     config, processes = prepared.config, prepared.processes
     run_dir = Path(config.run_dir)
     with abort_on_error(processes), run_lock(run_dir, processes, config.timeouts):
+        prepared = prepared.with_micro_batch()
         if processes.is_first:
             open_run_dir(run_dir, config, prepared.inputs)
         run = training(prepared)
         init_process_group(processes, config.timeouts)
-        run.share_cores()
+        run.prepare()
         calibrate_head(prepared, run)
         train_and_save(prepared, run)
         finetuned, selected = load_scored_model(config, run_dir)
         finetuned.model.to(processes.device)
-        evaluation = evaluate(finetuned, prepared.data.scored, config, processes)
+        scored = replace(config, batch=run.config.batch)  # with the micro-batch that fits
+        evaluation = evaluate(finetuned, prepared.data.scored, scored, processes)
         evaluation.result.update(selected)
         write_result(evaluation, run_dir, processes, as_json=as_json)
         if config.report and processes.is_first:
@@ -244,14 +267,29 @@ def _check_settings(config: FinetuneConfig, processes: Processes) -> BatchPlan:
     is_packed = config.token_reduction.is_packed
     check_engine(config.engine, processes, _block_settings(config))
     check_adapters(config.adapt, zero_stage=config.engine.zero_stage, is_packed=is_packed)
-    return _plan_batch(config, processes.world)
+    packed = config.batch.is_auto and is_packed
+    expected = "be a number with pruning.args.keep=null, whose clips keep different numbers of tokens"
+    require(not packed, "batch.clips_per_device", expected, "auto")
+    return _plan_batch(config, processes.world, config.batch.limit)
 
 
-def _plan_batch(config: FinetuneConfig, world: int) -> BatchPlan:
+def _plan_batch(config: FinetuneConfig, world: int, limit: int | None) -> BatchPlan:
     views = config.mix.group_size(config.data.views_per_video)
     of_two = "2 x data.views_per_video (mix takes two videos)"
     unit = of_two if config.mix.is_on else "data.views_per_video"
-    return plan_batch(config.batch.global_clips, config.batch.clips_per_device, world, views, unit=unit)
+    return plan_batch(config.batch.global_clips, limit, world, views, unit=unit)
+
+
+def _auto_micro_batch(prepared: PreparedRun) -> AutoMicroBatch:
+    config, processes, targets = prepared.config, prepared.processes, prepared.targets
+    clip = clip_config(config, prepared.description)
+    return AutoMicroBatch(
+        measure=partial(memory_cost, prepared.model, config, processes.device, clip=clip, targets=targets),
+        divide=lambda limit: _plan_batch(config, processes.world, limit),
+        smallest=config.mix.group_size(config.data.views_per_video),
+        clips=partial(training_clips, clip=clip, targets=targets),
+        processes=processes,
+    )
 
 
 def _block_settings(config: FinetuneConfig) -> BlockSettings:
@@ -304,6 +342,7 @@ def training(prepared: PreparedRun) -> Trainer:
         ),
         clips=clips,
         plan=prepared.plan,
+        auto=prepared.auto,
         config=config,
         steps=prepared.steps,
         step_flops=flops,

@@ -63,10 +63,20 @@ PROGRAM = Program(
         Command(
             name="cost",
             help="parameters, FLOPs and memory of a run, without shards or weights; input of `launch plan`",
-            example="kinemae pretrain cost videomae_base --json",
+            example="kinemae pretrain cost videomae_base --processes 64 --memory-gb 80",
             run=lazy_with_config("pretrain", "kinemae.pretrain.cost", "run_cost"),
             positionals=_CONFIG,
             options=[("--json", "print the JSON on one line")],
+            value_options=[
+                ("--memory-gb", "GB", "memory of a device: also estimate what it needs and which clips fit"),
+                ("--processes", "N", "with --memory-gb: processes of the run; default: 1"),
+                (
+                    "--process-gb",
+                    "GB",
+                    "with --memory-gb: memory of an empty process; default: 1.5, CPU 0.87",
+                ),
+                ("--allocator-overhead", "X", "with --memory-gb: extra memory of activations; default: 0.1"),
+            ],
         ),
         Command(
             name="visualize",

@@ -39,6 +39,12 @@ def build_components(config: PretrainConfig, grid: TokenGrid) -> Components:
         target=build_component("kinemae.pretrain.targets", config.target, Target),
     )
     check_compatibility(config.model, **components._asdict())
+    if config.batch.is_auto and components.target.uses_global_batch:
+        raise ValueError(
+            "batch.clips_per_device: expected a number with target.name=views, which compares the clips of "
+            "the global batch and needs one micro-batch per step, got auto; fix: set batch.clips_per_device "
+            "to batch.global_clips divided by the number of processes"
+        )
     return components
 
 

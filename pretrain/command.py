@@ -21,7 +21,7 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
     config = load_config(PretrainConfig, arguments.config, arguments.overrides)
     plan = make_plan(config)
     if arguments.dry_run:
-        text = to_json_lines(plan.summary())
+        text = to_json_lines(plan.with_micro_batch(must_fit=False).summary())
         sys.stdout.write(text if arguments.json else f"{to_yaml(config)}\n{text}")
         return
     _train(plan)
@@ -42,14 +42,13 @@ def pretrain(config: str | Path | Mapping[str, Any], **settings: Any) -> dict[st
     Raises:
         ValueError, DataError, CheckpointError, Diverged, Stopped: the errors of the command.
     """
-    plan = make_plan(call_config(PretrainConfig, "pretrain", config, settings).config)
-    _train(plan)
+    plan = _train(make_plan(call_config(PretrainConfig, "pretrain", config, settings).config))
     run_dir = Path(plan.config.run_dir)
     metrics = list(read_jsonl(run_dir / "metrics.jsonl"))
     return {**plan.summary(), "encoder": str(run_dir / ENCODER_FOLDER), "metrics": metrics[-1]}
 
 
-def _train(plan: Plan) -> None:
+def _train(plan: Plan) -> Plan:
     config = plan.config
     with abort_on_error(plan.processes), run_lock(Path(config.run_dir), plan.processes, config.timeouts):
-        run_pretraining(plan)
+        return run_pretraining(plan)

@@ -1,7 +1,7 @@
 """`kinemae pretrain cost CONFIG [a.b=c]`: parameters, FLOPs and memory of a run, for each clip.
 
-The model runs on the meta device: shards and memory for weights are not needed. `kinemae launch plan` reads
-the result.
+The model runs on the meta device: shards and memory for weights are not needed. With `--memory-gb` the memory
+of a device is estimated too. `kinemae launch plan` reads the result.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,19 +19,20 @@ from torch import nn
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.conditions import select_rows
-from kinemae.data_tools.config import load_config
+from kinemae.data_tools.config import load_config, require
 from kinemae.data_tools.index import NO_LABEL, open_index
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.builders import block_settings, build_components, build_model, token_selection
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.cost_text import as_text
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
-from kinemae.pretrain.model.cost_tracer import Trace, trace_step
+from kinemae.pretrain.model.cost_tracer import trace_step
 from kinemae.pretrain.model.flops import Flops, count_flops
 from kinemae.pretrain.model.ledger import MATMUL, OTHER, Operation, Place, trace_operations
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.roofline import count_by_part, ledgers, predict
 from kinemae.pretrain.runtime.engine import setting_obstacle
+from kinemae.pretrain.runtime.memory import Machine, on_machine, run_values, state_counts
 from kinemae.pretrain.runtime.muon import iteration_flops
 from kinemae.pretrain.runtime.settings import OptimConfig, residual_dtype_on
 from kinemae.pretrain.token_selection import TokenSelection
@@ -41,7 +43,6 @@ UPDATE_FLOPS = 16
 AVERAGE_FLOPS = 3
 """FLOPs of an exponential moving average for each value: a difference, a product and a sum."""
 
-_TRACED = (2, 4)  # clips; one clip costs half the difference, since a batch of one is a special case
 _EXAMINED_STEPS = 100
 _AVERAGED_STEPS = 1000
 _WEIGHTS = -1  # number of their tensor in the ledger; recorded ones have numbers from 0
@@ -50,49 +51,99 @@ _WEIGHTS = -1  # number of their tensor in the ledger; recorded ones have number
 def run_cost(arguments: argparse.Namespace) -> None:
     """Run the command."""
     config = load_config(PretrainConfig, arguments.config, arguments.overrides)
-    cost = measure_cost(config)
+    cost = measure_cost(config, _machine(arguments, is_cpu=config.engine.device == "cpu"))
     sys.stdout.write((json.dumps(cost) if arguments.json else as_text(cost)) + "\n")
 
 
-def measure_cost(config: PretrainConfig) -> dict[str, Any]:
+def _machine(arguments: argparse.Namespace, *, is_cpu: bool) -> Machine | None:
+    """The machine of the options; None without `--memory-gb`."""
+    names = ("processes", "memory_gb", "process_gb", "allocator_overhead")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if not given:
+        return None
+    require("memory_gb" in given, "--memory-gb", "be given with the other options of the machine", None)
+    numbers = {name: _number(f"--{name.replace('_', '-')}", text) for name, text in given.items()}
+    processes = numbers.pop("processes", 1)
+    require(processes >= 1 and processes % 1 == 0, "--processes", "be a whole number above 0", processes)
+    return Machine(processes=int(processes), is_cpu=is_cpu, **numbers)
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    is_good = 0 < value < math.inf or (value == 0 and option == "--allocator-overhead")
+    require(is_good, option, "be a number above 0", text)
+    return value
+
+
+def measure_cost(config: PretrainConfig, machine: Machine | None = None) -> dict[str, Any]:
     """The costs of a config, for JSON.
 
     "tokens" are for one mask of a clip, "flops" for a clip with all its masks. "plain" and "recomputed"
-    (activation checkpointing) hold lines through the bytes of a `Trace` ("held", "peak",
-    "peak_with_gradients"). "ledger" counts the operations of a step of one micro-batch, and "prediction" is
-    its speed by a roofline model (`roofline.py`). If the mask ratio changes, the values are those of the most
-    expensive of the first steps.
+    (activation checkpointing) hold lines through the bytes of a `Trace` ("held", "peak"). "ledger" counts the
+    operations of a step of one micro-batch, and "prediction" is its speed by a roofline model
+    (`roofline.py`). If the mask ratio changes, the values are those of the most expensive of the first steps.
+    With a machine, the result also has what `on_machine` returns.
 
     Raises:
         ValueError: the config cannot be run; the message names the key.
     """
     build, split = _parts(config)
-    step = max(range(min(config.steps, _EXAMINED_STEPS)), key=lambda step: sum(split.counts(step)))
+    step = _most_expensive_step(config, split)
     with torch.device("meta"):
         model = build()
-    grid, first_clip = split.grid, step * config.batch.global_clips
     visible, target_count = split.counts(step)
-    parameters = parameter_counts(model, has_average=config.ema.decay > 0)
-    iterations = _iteration_flops(build, config.optim)
-    flops = _flops(build, _clips(config, split, first_clip, 1), parameters, iterations)
+    cost, clips_of = memory_cost(config), partial(black_clips, config)
+    parameters, iterations = cost["parameters"], _iteration_flops(build, config.optim)
+    flops = _flops(build, clips_of(1), parameters, iterations)
+    of_machine = {} if machine is None else on_machine(cost, machine)
+    is_chosen = config.batch.is_auto and machine is not None
+    clips = of_machine["batch"]["micro"] if is_chosen else config.batch.fixed_clips
+    clips = min(clips, config.batch.global_clips)
+    update = _update_operations(parameters, iterations)
     return {
-        "run": _run(config),
+        **cost,
         "tokens": {
-            "grid": grid.tokens,
+            "grid": split.grid.tokens,
             "masks": split.masks,
             "visible": visible,
             "encoded": split.encoded(step),
             "predicted": target_count if model.decoder is not None else 0,
         },
-        "parameters": parameters,
         "flops": flops,
-        "plain": _traced(build, config, split, first_clip, recomputes=False),
-        "recomputed": _traced(build, config, split, first_clip, recomputes=True),
-        **_ledger(
-            build, config, split, first_clip, flops=flops, update=_update_operations(parameters, iterations)
-        ),
+        **_ledger(build, config, clips_of, clips, flops=flops, update=update),
         "data": _data(config),
+        **of_machine,
     }
+
+
+def memory_cost(config: PretrainConfig) -> dict[str, Any]:
+    """The parts of `measure_cost` that the memory model reads: "run", "parameters", "plain", "recomputed"."""
+    build, _ = _parts(config)
+    with torch.device("meta"):
+        model = build()
+    return {
+        "run": _run(config),
+        "parameters": parameter_counts(model, has_average=config.ema.decay > 0),
+        **trace_memory(
+            build,
+            partial(black_clips, config),
+            is_bf16=_precision(config) == "bf16",
+            residual_dtype=_residual_dtype(config),
+        ),
+    }
+
+
+def black_clips(config: PretrainConfig, count: int) -> ClipBatch:
+    """Black clips with the tokens of the most expensive of the first steps."""
+    split = _parts(config)[1]
+    return _clips(config, split, _most_expensive_step(config, split) * config.batch.global_clips, count)
+
+
+def _most_expensive_step(config: PretrainConfig, split: TokenSelection) -> int:
+    return max(range(min(config.steps, _EXAMINED_STEPS)), key=lambda step: sum(split.counts(step)))
 
 
 def training_flops(config: PretrainConfig) -> int:
@@ -194,56 +245,38 @@ def _compiles(config: PretrainConfig) -> bool:
 
 def _run(config: PretrainConfig) -> dict[str, Any]:
     """The config values that a plan uses."""
-    clip = config.clip
-    pixels = clip.frames * clip.size**2
+    engine = replace(config.engine, precision=_precision(config))
     return {
+        **run_values(engine, config.clip, grad_reduce_dtype=_grad_reduce_dtype(config)),
         "run_dir": config.run_dir,
         "steps": config.steps,
         "global_clips": config.batch.global_clips,
         "clips_per_device": config.batch.clips_per_device,
         "views_per_video": config.data.views_per_video,
         "num_workers": config.data.num_workers,
-        "zero_stage": config.engine.zero_stage,
-        "precision": _precision(config),
-        "bucket_mb": config.engine.bucket_mb,
-        "overlap_comm": config.engine.overlap_comm,
-        "recomputes": config.engine.activation_checkpointing,
         "compiles": _compiles(config),
-        "grad_reduce_dtype": _grad_reduce_dtype(config),
         "keep_checkpoints": config.keep_checkpoints,
-        "frames": clip.frames,
-        "size": clip.size,
-        "planes_bytes": pixels * 3 // 2,
-        "rgb_bytes": pixels * 3,
+        "frames": config.clip.frames,
+        "size": config.clip.size,
     }
 
 
 def parameter_counts(model: MaskedAutoencoder, *, has_average: bool = False) -> dict[str, int]:
-    """Parameter counts, without a frozen teacher (`unsaved_bytes`).
-
-    `largest_layer` counts the parameters of one layer without its children.
-    """
+    """Parameter counts, without a frozen teacher (`unsaved_bytes`); see also `state_counts`."""
     of = {
         name: _size(getattr(model, name, None)) for name in ("encoder", "decoder", "visible_head", "target")
     }
-    trainable = [weight for weight in model.parameters() if weight.requires_grad]
-    own_of_layers = (
-        sum(weight.numel() for weight in layer.parameters(recurse=False)) for layer in model.modules()
-    )
-    count = sum(weight.numel() for weight in trainable)
-    of_average = count if has_average else 0
+    of_average = 0
+    if has_average:
+        of_average = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     # A target's moving average of the encoder is read and written at each update.
     of_target = sum(weight.numel() for weight in model.target.parameters() if not weight.requires_grad)
     return {
         "encoder": of["encoder"],
         "decoder": of["decoder"] + of["visible_head"],
         "target": of["target"],
-        "all": _size(model) + of_average,
-        "trainable": count,
         "averaged": of_target + of_average,
-        "buffer_bytes": sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
-        "unsaved_bytes": model.target.unsaved_bytes(),
-        "largest_layer": max(own_of_layers),
+        **state_counts(model, unsaved_bytes=model.target.unsaved_bytes(), averaged=of_average),
     }
 
 
@@ -265,42 +298,53 @@ def _clips(config: PretrainConfig, split: TokenSelection, first_clip: int, count
     )
 
 
-def _traced(
-    build: Callable[[], MaskedAutoencoder],
-    config: PretrainConfig,
-    split: TokenSelection,
-    first_clip: int,
+def trace_memory(
+    build: Callable[[], nn.Module],
+    clips: Callable[[int], ClipBatch],
     *,
-    recomputes: bool,
-) -> dict[str, Any]:
-    """Trace two micro-batches on the meta device; fit a line through each pair of values."""
-    few, many = (
-        trace_step(
-            build,
-            _clips(config, split, first_clip, count),
-            is_bf16=_precision(config) == "bf16",
-            recomputes=recomputes,
-            residual_dtype=_residual_dtype(config),
+    is_bf16: bool,
+    residual_dtype: torch.dtype,
+    multiple_of: int = 1,
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Trace two micro-batches on the meta device, "plain" and "recomputed"; fit a line through their values.
+
+    Args:
+        build, is_bf16, residual_dtype: see `trace_step`.
+        clips: makes a micro-batch of a number of clips.
+        multiple_of: that number is a multiple of this.
+    """
+    # One clip costs a part of the difference, since a batch of one is a special case.
+    low = multiple_of * math.ceil(2 / multiple_of)
+    counts = (low, 2 * low)
+    lines = {}
+    for name, recomputes in (("plain", False), ("recomputed", True)):
+        few, many = (
+            trace_step(
+                build,
+                clips(count),
+                is_bf16=is_bf16,
+                recomputes=recomputes,
+                residual_dtype=residual_dtype,
+            )
+            for count in counts
         )
-        for count in _TRACED
-    )
-    return {name: _line(few, many, name) for name in ("held", "peak", "peak_with_gradients")}
+        lines[name] = {key: _line(getattr(few, key), getattr(many, key), counts) for key in ("held", "peak")}
+    return lines
 
 
 def _ledger(
     build: Callable[[], MaskedAutoencoder],
     config: PretrainConfig,
-    split: TokenSelection,
-    first_clip: int,
+    clips_of: Callable[[int], ClipBatch],
+    clips: int,
     *,
     flops: dict[str, int],
     update: list[Operation],
 ) -> dict[str, Any]:
     """The ledger of a step of one micro-batch and its update, and the speed that follows from it."""
-    clips = min(config.batch.clips_per_device, config.batch.global_clips)
     operations = trace_operations(
         build,
-        lambda count: _clips(config, split, first_clip, count),
+        clips_of,
         clips,
         is_bf16=_precision(config) == "bf16",
         recomputes=config.engine.activation_checkpointing,
@@ -328,11 +372,10 @@ def _update_operations(parameters: dict[str, int], iterations: int) -> list[Oper
     return [*elementwise, *([Operation(place, MATMUL, iterations, {}, {})] if iterations else [])]
 
 
-def _line(few: Trace, many: Trace, name: str) -> dict[str, int]:
-    """Bytes that grow with the micro-batch: fixed + per_clip * clips."""
-    low, high = getattr(few, name), getattr(many, name)
-    per_clip = math.ceil((high - low) / (_TRACED[1] - _TRACED[0]))
-    return {"fixed": low - _TRACED[0] * per_clip, "per_clip": per_clip}
+def _line(low: int, high: int, counts: tuple[int, int]) -> dict[str, int]:
+    """Bytes that grow with the micro-batch, fixed + per_clip * clips, from those of two numbers of clips."""
+    per_clip = math.ceil((high - low) / (counts[1] - counts[0]))
+    return {"fixed": low - counts[0] * per_clip, "per_clip": per_clip}
 
 
 def _data(config: PretrainConfig) -> dict[str, float] | None:

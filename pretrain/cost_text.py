@@ -13,8 +13,10 @@ _TITLES = {
 
 
 def as_text(cost: dict[str, Any]) -> str:
-    """Parameters and FLOPs, the ledger, and the predicted speed."""
-    return "\n\n".join("\n".join(lines) for lines in (_summary(cost), _ledger(cost), _prediction(cost)))
+    """Parameters and FLOPs, the memory of a device if it is given, the ledger, and the predicted speed."""
+    memory = [_memory(cost)] if "memory" in cost else []
+    parts = (_summary(cost), *memory, _ledger(cost), _prediction(cost))
+    return "\n\n".join("\n".join(lines) for lines in parts)
 
 
 def _summary(cost: dict[str, Any]) -> list[str]:
@@ -26,6 +28,23 @@ def _summary(cost: dict[str, Any]) -> list[str]:
         f"FLOPs        per clip {short(flops['forward'])} forward, {short(flops['training'])} training; per "
         f"update {short(flops['update'])}",
         f"activations  per clip {short(cost['plain']['held']['per_clip'])}B",
+    ]
+
+
+def _memory(cost: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"{row['stage']}{' checkpointing' if row['recomputes'] else ''}",
+            f"{row['bytes']['all'] / 1e9:.2f}",
+            str(row["largest_micro_batch"]),
+        ]
+        for row in cost["memory"]
+    ]
+    return [
+        f"memory of a device in GB, {cost['machine']['memory_gb']:g} available, micro-batch "
+        f"{cost['batch']['micro']}",
+        *table(["ZeRO", "all", "largest micro-batch"], rows),
+        *(f"warning: {warning}" for warning in cost["warnings"]),
     ]
 
 

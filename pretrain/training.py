@@ -39,7 +39,7 @@ from kinemae.pretrain.builders import (
 from kinemae.pretrain.callbacks import Schedule
 from kinemae.pretrain.checkpoint_encoder import describe_run_encoder
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.cost import step_flops
+from kinemae.pretrain.cost import black_clips, memory_cost, step_flops
 from kinemae.pretrain.exported_model import (
     describe_decoder,
     log_resampling,
@@ -63,9 +63,11 @@ from kinemae.pretrain.runtime.engine import check_engine
 from kinemae.pretrain.runtime.file_retries import retry_write
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs, original_places
 from kinemae.pretrain.runtime.loop import Callback, Trainer
+from kinemae.pretrain.runtime.micro_batch import AutoMicroBatch
 from kinemae.pretrain.runtime.optimizer import check_schedule, parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir
+from kinemae.pretrain.runtime.settings import on_device
 from kinemae.pretrain.runtime.weight_average import evaluation_weights, with_average
 from kinemae.pretrain.token_selection import TokenSelection
 
@@ -74,7 +76,13 @@ RAW_FOLDER = "encoder_raw"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A resolved and checked config, for `--dry-run` and `run_pretraining`."""
+    """A resolved and checked config, for `--dry-run` and `run_pretraining`.
+
+    Attributes:
+        batch: with `batch.clips_per_device=auto` one micro-batch, until `with_micro_batch`.
+        auto: has chosen the micro-batch; None if the config has it.
+        micro_batch: the reason of the choice.
+    """
 
     config: PretrainConfig
     processes: Processes
@@ -86,6 +94,16 @@ class Plan:
     probe: KnnProbe | None
     continues: bool
     inputs: tuple[Input, ...]
+    auto: AutoMicroBatch | None = None
+    micro_batch: str | None = None
+
+    def with_micro_batch(self, *, must_fit: bool = True) -> "Plan":
+        """The plan with the micro-batch that fits this process's device, see `AutoMicroBatch.estimate`."""
+        if not self.config.batch.is_auto:
+            return self
+        auto = _auto_micro_batch(self.config, self.processes)
+        batch, reason = auto.estimate(must_fit=must_fit)
+        return replace(self, batch=batch, auto=auto, micro_batch=reason)
 
     def summary(self) -> dict[str, object]:
         """The counts that `--dry-run` prints."""
@@ -102,6 +120,7 @@ class Plan:
             "process_counts": process_counts(self._plan_batch, self.batch.world),
             "clips_per_process_at_once": self.batch.micro_clips,
             "accumulation": self.batch.accumulation,
+            **({} if self.micro_batch is None else {"micro_batch": self.micro_batch}),
             "tokens": grid.tokens,
             "masks_per_clip": self.split.masks,
             "visible_tokens": visible,
@@ -183,7 +202,7 @@ def _parts_by_progress(config: PretrainConfig, components: Components) -> list[s
 
 def _plan_batch(config: PretrainConfig, world: int, *, is_compared: bool) -> BatchPlan:
     """Divide the global batch; if its clips are compared with each other, each process takes all at once."""
-    clips, at_once = config.batch.global_clips, config.batch.clips_per_device
+    clips, at_once = config.batch.global_clips, config.batch.limit
     batch = plan_batch(clips, at_once, world=world, views=config.data.views_per_video)
     if not is_compared:
         return batch
@@ -197,6 +216,18 @@ def _plan_batch(config: PretrainConfig, world: int, *, is_compared: bool) -> Bat
             "is short, or start more processes"
         )
     return batch
+
+
+def _auto_micro_batch(config: PretrainConfig, processes: Processes) -> AutoMicroBatch:
+    here = replace(config, engine=on_device(config.engine, processes.device))
+    clips, views = config.batch.global_clips, config.data.views_per_video
+    return AutoMicroBatch(
+        measure=partial(memory_cost, here),
+        divide=lambda limit: plan_batch(clips, limit, processes.world, views),
+        smallest=views,
+        clips=partial(black_clips, here),
+        processes=processes,
+    )
 
 
 def _build_model(
@@ -216,11 +247,15 @@ def _build_model(
     return model
 
 
-def run_pretraining(plan: Plan) -> None:
+def run_pretraining(plan: Plan) -> Plan:
     """Train; then export the encoder, and the decoder if there is one, to `RUN/encoder`.
 
     With `ema.decay` these are the averaged weights, and `RUN/encoder_raw` has the last ones.
+
+    Returns:
+        The plan with the micro-batch of the run.
     """
+    plan = plan.with_micro_batch()
     config, processes = plan.config, plan.processes
     if processes.is_first:
         open_run_dir(Path(config.run_dir), config, plan.inputs)
@@ -237,6 +272,7 @@ def run_pretraining(plan: Plan) -> None:
             *(run_dir / ENCODER_FOLDER, as_override("encoder", run_dir / ENCODER_FOLDER)),
         )
     processes.barrier()
+    return replace(plan, batch=trainer.plan)
 
 
 @quick_imports()
@@ -250,6 +286,7 @@ def make_trainer(plan: Plan) -> Trainer:
         groups=parameter_groups(plan.model, config.optim.weight_decay, muon_scale=config.optim.muon_scale),
         clips=clips,
         plan=plan.batch,
+        auto=plan.auto,
         config=config,
         steps=config.steps,
         compiled=compiled,

@@ -120,11 +120,17 @@ class BatchPlan:
 
 
 def plan_batch(
-    global_clips: int, clips_per_device: int, world: int, views: int, *, unit: str = "data.views_per_video"
+    global_clips: int,
+    clips_per_device: int | None,
+    world: int,
+    views: int,
+    *,
+    unit: str = "data.views_per_video",
 ) -> BatchPlan:
     """Divide the global batch into the fewest micro-batches that fit a device.
 
     Args:
+        clips_per_device: the largest micro-batch; None for no limit.
         views: a micro-batch is a multiple of this, so that the views of a video stay together.
         unit: the config key of `views`, for the error.
 
@@ -133,18 +139,20 @@ def plan_batch(
     """
     per_process, rest = divmod(global_clips, world)
     if rest == 0 and per_process > 0:
-        for accumulation in range(-(-per_process // clips_per_device), per_process + 1):
+        fewest = 1 if clips_per_device is None else -(-per_process // clips_per_device)
+        for accumulation in range(fewest, per_process + 1):
             if per_process % accumulation == 0 and (per_process // accumulation) % views == 0:
                 micro_clips = per_process // accumulation
                 return BatchPlan(
                     global_clips=global_clips, world=world, micro_clips=micro_clips, accumulation=accumulation
                 )
+    has_limit = clips_per_device is not None
+    limit = f"of at most batch.clips_per_device={clips_per_device} clips " if has_limit else ""
     raise ValueError(
         f"batch.global_clips={global_clips} cannot be shared by {world} processes in equal micro-batches "
-        f"of at most batch.clips_per_device={clips_per_device} clips "
-        f"that are multiples of {unit}={views}: "
-        f"choose batch.global_clips as a multiple of {world} x {views} = {world * views} "
-        f"and batch.clips_per_device as at least {views}"
+        f"{limit}that are multiples of {unit}={views}: "
+        f"choose batch.global_clips as a multiple of {world} x {views} = {world * views}"
+        + (f" and batch.clips_per_device as at least {views}" if has_limit else "")
     )
 
 

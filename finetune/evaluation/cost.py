@@ -47,9 +47,7 @@ def training_flops(model: TaskModel, clip: ClipConfig) -> float | None:
     """
     if model.pruning.keep is None:
         return None
-    meta, black_BCTHW = on_meta_device(model).eval(), _black_clips(clip)
-    for copied, weight in zip(meta.parameters(), model.parameters(), strict=True):
-        copied.requires_grad_(weight.requires_grad)
+    meta, black_BCTHW = trainable_on_meta(model).eval(), _black_clips(clip)
     try:
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             output, _ = meta.output(black_BCTHW.to("meta"))
@@ -57,6 +55,14 @@ def training_flops(model: TaskModel, clip: ClipConfig) -> float | None:
     except (NotImplementedError, RuntimeError):
         return None
     return counter.get_total_flops() / len(black_BCTHW)
+
+
+def trainable_on_meta(model: TaskModel) -> TaskModel:
+    """A copy of a model on the meta device, with the same trained weights."""
+    copied = on_meta_device(model)
+    for of_copy, weight in zip(copied.parameters(), model.parameters(), strict=True):
+        of_copy.requires_grad_(weight.requires_grad)
+    return copied
 
 
 def _black_clips(clip: ClipConfig) -> Tensor:

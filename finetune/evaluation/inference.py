@@ -75,7 +75,7 @@ def predict_samples(
     """
     positions = range(len(index)) if samples is None else samples
     clip = clip_config(config, finetuned.description)
-    limit = config.batch.clips_per_device
+    limit = config.batch.fixed_clips
     groups = sample_groups(index, positions, clip=clip, views=config.evaluate, limit=limit)
     own_groups = groups[processes.rank :: processes.world]
     items = _items(index, own_groups, clip, config)
@@ -180,7 +180,7 @@ def compute_outputs(
     pending: list[EvaluationItem] = []
     for item in items:
         pending.append(item)
-        if sum(len(each.pixels) for each in pending) >= config.batch.clips_per_device:
+        if sum(len(each.pixels) for each in pending) >= config.batch.fixed_clips:
             yield from _forward(model, pending, config, device)
             pending = []
     yield from _forward(model, pending, config, device)
@@ -193,7 +193,7 @@ def _forward(
     views = [item.pixels for item in items if item.skipped is None]
     if not views:
         return [Output(item, None, None) for item in items]
-    joined, limit = join(views), config.batch.clips_per_device
+    joined, limit = join(views), config.batch.fixed_clips
     is_bf16 = precision_on(config.engine, device) == "bf16"
     outputs, kept = [], []
     # Not torch.inference_mode: the model may be trained further, and its buffers must stay ordinary.

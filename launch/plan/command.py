@@ -8,12 +8,10 @@ from dataclasses import fields
 from typing import Any
 
 from kinemae.data_tools.overrides import ConfigError
-from kinemae.data_tools.stream.order import plan_batch
 from kinemae.data_tools.text_table import short, table
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.job import read_output
 from kinemae.launch.plan.machines import CORE_MFU, Machines
-from kinemae.launch.plan.memory import memory_table
 
 _KEYS = tuple(entry.name for entry in fields(Machines))
 # One core, 16 frames of 224x224 in the layout h264: docs/performance.md. Views share the decoding.
@@ -26,7 +24,8 @@ def run_plan(arguments: argparse.Namespace) -> int:
     machines = read_cluster(Machines, None, own)
     # Precision "auto" counts as on a GPU unless the device is the CPU.
     on_cpu = ["engine.device=cpu"] if machines.device == "cpu" else []
-    cost = read_output(["pretrain", "cost", arguments.config, *on_cpu, *overrides, "--json"], {})
+    words = ["pretrain", "cost", arguments.config, *on_cpu, *overrides, *machines.options(), "--json"]
+    cost = read_output(words, {})
     plan = make_plan(cost, machines.resolved(cost["run"]["precision"], expected_mfu(cost, machines.device)))
     sys.stdout.write((json.dumps(plan) if arguments.json else as_text(plan)) + "\n")
     return 0
@@ -60,7 +59,6 @@ def expected_mfu(cost: dict[str, Any], device: str) -> float:
 def make_plan(cost: dict[str, Any], machines: dict[str, Any]) -> dict[str, Any]:
     """All numbers of a plan, in seconds and bytes."""
     run, parameters, world = cost["run"], cost["parameters"], machines["world"]
-    batch = plan_batch(run["global_clips"], run["clips_per_device"], world, run["views_per_video"])
     # Trained weights with both moments, and frozen weights, in float32.
     saved = 12 * parameters["trainable"] + 4 * (parameters["all"] - parameters["trainable"])
     saved += parameters["buffer_bytes"]
@@ -69,14 +67,14 @@ def make_plan(cost: dict[str, Any], machines: dict[str, Any]) -> dict[str, Any]:
     frames = run["frames"] / 16
     crop_ms = _CROP_MS * frames * (run["size"] / 224) ** 2
     clips_per_core = 1000 / (_DECODE_MS * frames / run["views_per_video"] + crop_ms)
-    plan = {
+    return {
         "run": run,
-        "machines": machines,
-        "batch": {"micro": batch.micro_clips, "accumulation": batch.accumulation},
+        "machines": {**machines, **cost["machine"]},
+        "batch": cost["batch"],
         "tokens": cost["tokens"],
         "parameters": parameters,
         "flops": cost["flops"],
-        "memory": memory_table(cost, batch.micro_clips, machines),
+        "memory": cost["memory"],
         "checkpoint": {"bytes": saved, "on_disk_bytes": saved * run["keep_checkpoints"]},
         "step": {
             "seconds": seconds,
@@ -86,8 +84,8 @@ def make_plan(cost: dict[str, Any], machines: dict[str, Any]) -> dict[str, Any]:
             "clips_per_core": clips_per_core,
             "loader_cores": run["global_clips"] / seconds / clips_per_core,
         },
+        "warnings": cost["warnings"],
     }
-    return {**plan, "warnings": memory_warnings(plan)}
 
 
 def flops_of_step(cost: dict[str, Any]) -> float:
@@ -155,27 +153,4 @@ def _time(plan: dict[str, Any]) -> list[str]:
         f"assumptions  peak_tflops={machines['peak_tflops']:g} memory_gb={machines['memory_gb']:g} "
         f"mfu={machines['mfu']:.3g} process_gb={machines['process_gb']:g} "
         f"allocator_overhead={machines['allocator_overhead']:g}; set them to measured values",
-    ]
-
-
-def memory_warnings(plan: dict[str, Any]) -> list[str]:
-    """The warning that the run does not fit the device's memory, with its fixes."""
-    run, memory = plan["run"], plan["memory"]
-    row, recomputed = (
-        next(row for row in memory if (row["stage"], row["recomputes"]) == (run["zero_stage"], recomputes))
-        for recomputes in (run["recomputes"], True)
-    )
-    if row["fits"]:
-        return []
-    fixes = [f"batch.clips_per_device={row['largest_micro_batch']}"] if row["largest_micro_batch"] else []
-    fixes += ["engine.activation_checkpointing=true"] if recomputed["fits"] else []
-    fixes += [
-        f"engine.zero_stage={other['stage']}"
-        for other in memory
-        if other["stage"] > run["zero_stage"] and other["fits"] and other["recomputes"] == run["recomputes"]
-    ][:1]
-    return [
-        f"memory does not fit: {row['bytes']['all'] / 1e9:.1f} GB of "
-        f"{plan['machines']['memory_gb']:.0f} GB at micro-batch {plan['batch']['micro']}; fix: "
-        + (f"set {' or '.join(fixes)}" if fixes else "use a smaller model or clip, or more memory")
     ]

@@ -9,8 +9,7 @@ from kinemae.data_tools.overrides import require
 # One core of an AMD Zen 4 server, AVX-512; bfloat16 is no faster there. Its memory is assumed.
 _CORE_TFLOPS, _CORE_GB = 0.118, 4.0
 CORE_MFU = 0.6  # measured: 0.64
-# Devices of a node, and memory of an empty process in GB: measured on the core, assumed for GPUs.
-_CORE, _GPU = (1, 0.87), (8, 1.5)
+_CORES_PER_NODE, _GPUS_PER_NODE = 1, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +23,7 @@ class Machines:
         peak_tflops: of one device at the run's precision.
         memory_gb: of one device.
         mfu: model FLOPs utilization, which sets the time of a step.
-        process_gb: memory of an empty process.
+        process_gb: memory of an empty process; None for that of `pretrain cost`.
         allocator_overhead: extra memory of the allocator for activations, as a fraction.
     """
 
@@ -45,17 +44,27 @@ class Machines:
                 require(least, entry.name, "be above 0", value)
         require(self.mfu is None or self.mfu <= 1, "mfu", "be at most 1", self.mfu)
 
-    def resolved(self, precision: str, mfu: float) -> dict[str, Any]:
-        """All values: missing ones are those of the device, or the expected `mfu`; and `world` processes."""
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        per_node = _GPUS_PER_NODE if self.device in GPUS else _CORES_PER_NODE
+        return self.nodes * (self.devices_per_node or per_node)
+
+    def options(self) -> list[str]:
+        """The options of `pretrain cost` for the memory of these machines."""
         gpu = GPUS.get(self.device)
-        per_node, process_gb = _GPU if gpu else _CORE
+        memory_gb = self.memory_gb or (gpu.memory_gb if gpu else _CORE_GB)
+        words = [f"--processes={self.world}", f"--memory-gb={memory_gb}"]
+        words += [f"--allocator-overhead={self.allocator_overhead}"]
+        return [*words, *([f"--process-gb={self.process_gb}"] if self.process_gb else [])]
+
+    def resolved(self, precision: str, mfu: float) -> dict[str, Any]:
+        """Values that set the time of a step: missing ones are those of the device, or the expected `mfu`."""
+        gpu = GPUS.get(self.device)
         return {
             "device": self.device,
             "nodes": self.nodes,
-            "world": self.nodes * (self.devices_per_node or per_node),
+            "world": self.world,
             "peak_tflops": self.peak_tflops or (gpu.peak_tflops(precision) if gpu else _CORE_TFLOPS),
-            "memory_gb": self.memory_gb or (gpu.memory_gb if gpu else _CORE_GB),
             "mfu": self.mfu or mfu,
-            "process_gb": self.process_gb or process_gb,
-            "allocator_overhead": self.allocator_overhead,
         }

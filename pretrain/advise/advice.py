@@ -143,7 +143,9 @@ def _budget(
     micro = micro_batch(request.config(settings), facts)
     config = request.config({**settings, "batch.clips_per_device": micro})
     clip_flops = step_flops(config) // config.batch.global_clips
-    speed = request.speed(config, clip_flops)
+    # With `auto`, a run would choose such a micro-batch.
+    measured = replace(config.batch, clips_per_device=micro) if config.batch.is_auto else config.batch
+    speed = request.speed(replace(config, batch=measured), clip_flops)
     budget, length = plan_budget(config, facts, speed, clip_flops, fixed.get("steps"))
     why = "all clips of a step at once" if facts.memory_gb is None else "the most that fit into the memory"
     at_once = Reason(

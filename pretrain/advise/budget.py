@@ -15,13 +15,12 @@ from kinemae.pretrain.advise.facts import Facts
 from kinemae.pretrain.advise.rule_table import Advice
 from kinemae.pretrain.advise.rules import DEFAULT_EPOCHS, FEWEST_CLIPS, MOST_EPOCHS, MOUTHS, VIDEOMAE
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.cost import measure_cost
+from kinemae.pretrain.cost import memory_cost
+from kinemae.pretrain.runtime.memory import Machine, largest_micro_batch
 
 _STEPS, _REPORT_STEPS = 12, 3  # of the measurement
 _FEWEST_COMPARED = 2  # clips of a step that targets such as views need
 _MOST_CPU_FLOPS = 1e12  # of the measurement: about 20 s of one core
-_USABLE = 0.8  # of a GPU's memory
-_WEIGHT_BYTES = 16  # weight, gradient and both moments of AdamW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +77,11 @@ def micro_batch(config: PretrainConfig, facts: Facts) -> int:
     batch, views = config.batch.global_clips, config.data.views_per_video
     if facts.memory_gb is None:
         return batch
-    cost = measure_cost(config)
-    peak = cost["plain"]["peak_with_gradients"]
-    left = _USABLE * 1e9 * facts.memory_gb - peak["fixed"] - _WEIGHT_BYTES * cost["parameters"]["all"]
-    clips = max(1, int(left / peak["per_clip"]))
-    return max(views, min(batch, 1 << clips.bit_length() - 1))
+    machine = Machine(processes=1, memory_gb=facts.memory_gb, is_cpu=False)
+    cost, engine = memory_cost(config), config.engine
+    recomputes = engine.activation_checkpointing
+    most = largest_micro_batch(cost, machine, stage=engine.zero_stage, recomputes=recomputes)
+    return max(views, min(batch, 1 << max(1, most).bit_length() - 1))
 
 
 def measure_speed(config: PretrainConfig, clip_flops: int, *, device: str) -> Speed:
@@ -94,7 +93,7 @@ def measure_speed(config: PretrainConfig, clip_flops: int, *, device: str) -> Sp
         DataError: the steps failed; the message is that of the run.
     """
     views = config.data.views_per_video
-    clips = min(config.batch.clips_per_device, config.batch.global_clips)
+    clips = min(config.batch.fixed_clips, config.batch.global_clips)
     if device == "cpu":
         clips = min(clips, max(_FEWEST_COMPARED, int(_MOST_CPU_FLOPS / (_STEPS * clip_flops))))
     clips = max(clips // views, 1) * views

@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.blocks import Block, CrossBlock, set_up_blocks
 
 
@@ -29,16 +28,14 @@ class Trace:
     Attributes:
         held: tensors saved for the backward pass.
         peak: maximum of live bytes, without gradients of weights.
-        peak_with_gradients: the same with gradients of weights, as after `zero_grad(set_to_none=True)`.
     """
 
     held: int
     peak: int
-    peak_with_gradients: int
 
 
 def trace_step(
-    build: Callable[[], MaskedAutoencoder],
+    build: Callable[[], nn.Module],
     batch: ClipBatch,
     *,
     is_bf16: bool,
@@ -52,13 +49,14 @@ def trace_step(
     device.
 
     Args:
-        build: builds the model on the current default device.
+        build: builds the model on the current default device; `model(batch, draws)` returns per-clip values,
+            "loss" among them.
         batch: RGB clips with their tokens, on the CPU.
         is_bf16: emulate `engine.precision=bf16`.
         recomputes, residual_dtype: see `set_up_blocks`.
     """
 
-    def set_up() -> MaskedAutoencoder:
+    def set_up() -> nn.Module:
         model = build().train()
         set_up_blocks(model, recompute=recomputes, compiled=False, residual_dtype=residual_dtype)
         return model
@@ -71,7 +69,7 @@ def trace_step(
         return _trace(set_up(), batch, is_bf16=is_bf16)
 
 
-def _trace(model: MaskedAutoencoder, batch: ClipBatch, *, is_bf16: bool) -> Trace:
+def _trace(model: nn.Module, batch: ClipBatch, *, is_bf16: bool) -> Trace:
     draws = ClipRandom(0, batch.clip_index_B)
     recorder, emulated = _Recorder(model, batch), EmulatedDevice(is_bf16=is_bf16)
     emulated.follow_into_backward(model)
@@ -84,11 +82,7 @@ def _trace(model: MaskedAutoencoder, batch: ClipBatch, *, is_bf16: bool) -> Trac
     gradients = {
         weight.grad.untyped_storage()._cdata for weight in model.parameters() if weight.grad is not None
     }
-    return Trace(
-        held=held,
-        peak=recorder.peak(without=gradients),
-        peak_with_gradients=recorder.peak(without=set()),
-    )
+    return Trace(held=held, peak=recorder.peak(without=gradients))
 
 
 _PRODUCTS = {F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.mm, torch.einsum}

@@ -25,6 +25,7 @@ from kinemae.pretrain.runtime.engine import Engine
 from kinemae.pretrain.runtime.file_retries import run_on_first
 from kinemae.pretrain.runtime.loss_guard import Incident, IncidentLog, LossGuard, is_skipped
 from kinemae.pretrain.runtime.metrics import MetricsWriter
+from kinemae.pretrain.runtime.micro_batch import AutoMicroBatch
 from kinemae.pretrain.runtime.optimizer import decay_start
 from kinemae.pretrain.runtime.processes import Processes, init_process_group, share_cores
 from kinemae.pretrain.runtime.rank_flags import RankFlags
@@ -65,6 +66,7 @@ class Trainer:
         step_flops: training FLOPs of a step over all processes, for the metrics of the first process; None
             if they are not known.
         compiled: whether `Compilable` parts of the module are compiled.
+        auto: confirms the micro-batch of `plan`, an estimate; None if the config has it.
     """
 
     module: nn.Module
@@ -78,7 +80,8 @@ class Trainer:
     validator: Validator | None = None
     step_flops: float | None = None
     compiled: bool = False
-    _has_cores: bool = False
+    auto: AutoMicroBatch | None = None
+    _is_prepared: bool = False
 
     def run(self) -> RunState:
         """Train from the newest checkpoint, or from the start, to the last step; then gather the weights.
@@ -97,18 +100,22 @@ class Trainer:
         with watchdog:
             # Before the first phase: `timeouts.start_s` bounds it too, with a better message.
             init_process_group(self.processes, self.config.timeouts)
-            self.share_cores()
+            self.prepare()
             watchdog.start_phase("building the engine and loading a checkpoint", limit="start_s")
             return _Run(self, watchdog).run()
 
-    def share_cores(self) -> None:
-        """Collective. Set the number of loader workers and threads of this process, once."""
-        if not self._has_cores:
-            config = self.config
-            threads = config.engine.cpu_threads
-            workers = share_cores(self.processes, workers=config.data.num_workers, cpu_threads=threads)
-            self.config = replace(config, data=replace(config.data, num_workers=workers))
-            self._has_cores = True
+    def prepare(self) -> None:
+        """Collective. Set the loader workers, threads and micro-batch of this process, once."""
+        if self._is_prepared:
+            return
+        data, batch = self.config.data, self.config.batch
+        threads = self.config.engine.cpu_threads
+        workers = share_cores(self.processes, workers=data.num_workers, cpu_threads=threads)
+        if self.auto is not None:
+            self.plan = self.auto.confirm(self.plan, self.module)
+            batch = replace(batch, clips_per_device=self.plan.micro_clips)
+        self.config = replace(self.config, data=replace(data, num_workers=workers), batch=batch)
+        self._is_prepared = True
 
 
 class _Run:

@@ -197,6 +197,11 @@ def find_processes(device: str = "auto") -> Processes:
     return Processes(rank=rank, world=world, device=device_here)
 
 
+def local_processes(processes: Processes) -> int:
+    """Number of processes of the run on this machine; without LOCAL_WORLD_SIZE all of them."""
+    return max(1, min(processes.world, _number("LOCAL_WORLD_SIZE", processes.world)))
+
+
 def _number(name: str, default: int) -> int:
     """A whole number from the environment."""
     value = os.environ.get(name, str(default))

@@ -1,7 +1,7 @@
 """Config sections that pretraining and fine-tuning share."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -86,15 +86,33 @@ class BatchConfig:
 
     Attributes:
         global_clips: clips in one optimizer step, over all processes.
-        clips_per_device: largest micro-batch of one process.
+        clips_per_device: largest micro-batch of one process; "auto" takes the largest that fits the memory
+            of every device, see `micro_batch.py`.
     """
 
     global_clips: int = 256
-    clips_per_device: int = 64
+    clips_per_device: int | Literal["auto"] = 64
 
     def __post_init__(self) -> None:
         require(self.global_clips >= 1, "batch.global_clips", "be at least 1", self.global_clips)
-        require(self.clips_per_device >= 1, "batch.clips_per_device", "be at least 1", self.clips_per_device)
+        clips = self.clips_per_device
+        is_good = clips == "auto" or clips >= 1
+        require(is_good, "batch.clips_per_device", "be at least 1, or auto", clips)
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the memory of the devices decides the micro-batch."""
+        return self.clips_per_device == "auto"
+
+    @property
+    def limit(self) -> int | None:
+        """`clips_per_device`; None with `auto`, before the memory is known."""
+        return None if self.clips_per_device == "auto" else self.clips_per_device
+
+    @property
+    def fixed_clips(self) -> int:
+        """`clips_per_device`; with `auto` its default, where no memory is measured: costs and scores."""
+        return 64 if self.clips_per_device == "auto" else self.clips_per_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +277,11 @@ def grad_reduce_dtype_on(engine: EngineConfig, device: torch.device) -> str:
     if engine.grad_reduce_dtype != "auto":
         return engine.grad_reduce_dtype
     return precision_on(engine, device) if device.type == "cuda" else "fp32"
+
+
+def on_device(engine: EngineConfig, device: torch.device) -> EngineConfig:
+    """The settings with the device and precision that `auto` stands for on this device."""
+    return replace(engine, device=device.type, precision=precision_on(engine, device))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.config import load_config
-from kinemae.data_tools.stream.order import BatchPlan, plan_batch
 from kinemae.launch.plan.command import flops_of_step
 from kinemae.launch.plan.machines import CORE_MFU, Machines
-from kinemae.launch.plan.memory import STAGES, needed
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.cost import measure_cost
+from kinemae.pretrain.runtime.memory import STAGES, Machine, row_of
 
 CONFIG = """
 run_dir: RUN
@@ -88,19 +87,23 @@ def measure(config: Path, rounds: int) -> dict[str, tuple[float, float]]:
     }
 
 
-def batch_of(cost: dict[str, Any], world: int) -> BatchPlan:
-    """The micro-batches of a config."""
-    run = cost["run"]
-    return plan_batch(run["global_clips"], run["clips_per_device"], world, run["views_per_video"])
+def cost_of(config: Path, overrides: list[str], processes: int) -> dict[str, Any]:
+    """The cost of a config, with its memory."""
+    machine = Machine(processes=processes, memory_gb=4.0, is_cpu=True)
+    return measure_cost(load_config(PretrainConfig, config, overrides), machine)
 
 
-def measure_stages(config: Path, machines: dict[str, Any]) -> None:
+def planned_bytes(cost: dict[str, Any], stage: int) -> float:
+    """Planned memory of a process."""
+    return float(row_of(cost["memory"], stage=stage, recomputes=False)["bytes"]["all"])
+
+
+def measure_stages(config: Path) -> None:
     """Print the memory of the calibration's model at each stage on two processes."""
-    cost = measure_cost(load_config(PretrainConfig, config, []))
-    batch, machines = batch_of(cost, WORLD), {**machines, "world": WORLD}
+    cost = cost_of(config, [], WORLD)
     for stage in STAGES:
         _, real = train(config, [f"engine.zero_stage={stage}"], steps=FEW, processes=WORLD)
-        plan = needed(cost, batch.micro_clips, machines, stage=stage, recomputes=False)["all"]
+        plan = planned_bytes(cost, stage)
         name = f"ZeRO {stage}, {WORLD} processes"
         print(f"{name:61}{real / 1e9:16.3f}{plan / 1e9:9.3f}{plan / real - 1:+8.1%}", flush=True)
 
@@ -120,21 +123,20 @@ def main() -> None:
         config = Path(folder, "config.yaml")
         config.write_text(CONFIG.replace("SHARDS", str(arguments.shards)), encoding="utf-8")
         for name, (real_s, real_bytes) in measure(config, arguments.rounds).items():
-            cost = measure_cost(load_config(PretrainConfig, config, CASES[name]))
-            batch = batch_of(cost, 1)
+            cost = cost_of(config, CASES[name], 1)
             flops = flops_of_step(cost)
             peak_flops = 1e12 * machines["peak_tflops"]
             if name == "calibration":
                 print(f"{'before it':26}{real_s:18.3f}{flops / peak_flops / machines['mfu']:9.3f}")
                 machines["mfu"] = flops / real_s / peak_flops
             planned_s = flops / peak_flops / machines["mfu"]
-            planned = needed(cost, batch.micro_clips, machines, stage=0, recomputes=False)["all"]
+            planned = planned_bytes(cost, 0)
             print(
                 f"{name:26}{real_s:18.3f}{planned_s:9.3f}{planned_s / real_s - 1:+8.0%}"
                 f"{real_bytes / 1e9:24.3f}{planned / 1e9:9.3f}{planned / real_bytes - 1:+8.1%}",
                 flush=True,
             )
-        measure_stages(config, machines)
+        measure_stages(config)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from kinemae.pretrain.exported_model import EncoderDescription, save_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.runtime import micro_batch
 from tests.forked import run_forked
 from tests.ranks import run_ranks
 
@@ -188,6 +189,36 @@ def test_a_run_with_every_augmentation_repeats_in_smaller_micro_batches(common, 
         assert one["accuracy"] == pytest.approx(other["accuracy"])
 
 
+def test_auto_trains_and_scores_as_the_number_that_it_chooses(scratch_run, common, tmp_path, capsys):
+    """The memory suffices for all 8 clips of a step."""
+    run_dir = tmp_path / "auto"
+    start("train", *common, *SCRATCH, f"run_dir={run_dir}", "batch.clips_per_device=auto")
+
+    losses, expected = (
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (run_dir, scratch_run)
+    )
+    assert losses == expected
+    own = read_result(run_dir)
+    assert own["confusion_matrix"] == read_result(scratch_run)["confusion_matrix"]
+    assert finetune("evaluate", run_dir) == 0
+    assert read_result(run_dir)["top1"] == own["top1"]
+
+
+def test_auto_keeps_partners_in_one_micro_batch_and_a_dry_run_prints_why(
+    common, tmp_path, capsys, monkeypatch
+):
+    words = ["train", *common, *SCRATCH, *EVERYTHING, f"run_dir={tmp_path}", "--dry-run", "--json"]
+    chosen = []
+    for free_bytes in (1e12, 1):
+        monkeypatch.setattr(micro_batch, "available_memory", lambda free_bytes=free_bytes: int(free_bytes))
+        assert finetune(*words, "batch.clips_per_device=auto") == 0
+        summary = json.loads(capsys.readouterr().out)
+        assert summary["micro_batch"].startswith("batch.clips_per_device=auto: ")
+        chosen.append(summary["clips_per_process_at_once"])
+    assert chosen == [8, 4]
+
+
 def test_compare_prints_the_runs(scratch_run, capsys):
     assert finetune("compare", scratch_run, scratch_run) == 0
 
@@ -217,6 +248,11 @@ def test_compare_prints_the_runs(scratch_run, capsys):
             [*SCRATCH, "mix.mixup=0.8", "data.views_per_video=4", "batch.clips_per_device=4"],
             2,
             "multiples of 2 x data.views_per_video (mix takes two videos)=8",
+        ),
+        (
+            [*SCRATCH, "batch.clips_per_device=auto", "pruning={name: run_length, args: {keep: null}}"],
+            2,
+            "batch.clips_per_device must be a number with pruning.args.keep=null",
         ),
         ([*SCRATCH, "data.train=/nowhere"], 3, "no folder of shards at /nowhere"),
         ([*SCRATCH, "--epochs=2"], 2, "without dashes"),
