@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,9 @@ class _Steps:
 def _check_numbers(
     batch_size: int | None, views: int, workers: int, max_bad_fraction: float, timeout_s: float
 ) -> None:
+    for name, value in (("batch_size", batch_size), ("views", views), ("workers", workers)):
+        is_number = isinstance(value, Integral) or (value is None and name == "batch_size")
+        require(is_number, name, "be a whole number", value)
     require(batch_size is None or batch_size >= 1, "batch_size", "be at least 1, or None", batch_size)
     is_whole = views >= 1 and (batch_size or 1) % views == 0
     require(is_whole, "views", f"divide batch_size={batch_size or 1}", views)
@@ -287,6 +291,9 @@ def _augmentation(given: AugmentConfig | Mapping[str, Any] | bool) -> AugmentCon
         return load_config(AugmentConfig, None, as_overrides(given))
     if isinstance(given, AugmentConfig):
         return given
+    require(
+        isinstance(given, bool), "augment", "be True, False, a mapping of keys or an AugmentConfig", given
+    )
     return AugmentConfig() if given else NO_AUGMENTATION
 
 

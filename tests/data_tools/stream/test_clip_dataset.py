@@ -161,6 +161,9 @@ def test_columns_belong_to_the_clips_also_of_a_mixture(shards, synth_shards):
     ("settings", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, or None, got 0"),
+        ({"batch_size": 2.0}, "batch_size must be a whole number, got 2.0"),
+        ({"workers": "2"}, "workers must be a whole number, got '2'"),
+        ({"augment": "false"}, "augment must be True, False, .*, got 'false'"),
         ({"batch_size": 3, "views": 2}, "views must divide batch_size=3, got 2"),
         ({"views": 2}, "views must divide batch_size=1, got 2"),
         ({"shards": {}}, "shards must be a folder, or folders with weights above 0, got {}"),
