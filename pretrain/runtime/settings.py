@@ -13,6 +13,7 @@ from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.stream.loader import READ_AHEAD, AugmentConfig
 
+_LONGEST_TIMEOUT_S = 1e8  # three years; clocks of the system overflow at larger ones
 _MOST_TRACED = 100  # steps of a trace; larger ones cannot be opened
 
 
@@ -342,7 +343,10 @@ class TimeoutsConfig:
 
     def __post_init__(self) -> None:
         for key in ("start_s", "step_s", "first_step_s", "save_s", "validate_s"):
-            require(getattr(self, key) > 0, f"timeouts.{key}", "be above 0", getattr(self, key))
+            value = getattr(self, key)
+            require(value > 0, f"timeouts.{key}", "be above 0", value)
+            most = f"be at most {_LONGEST_TIMEOUT_S:g}"
+            require(value <= _LONGEST_TIMEOUT_S, f"timeouts.{key}", most, value)
         require(
             self.first_step_s >= self.step_s,
             "timeouts.first_step_s",

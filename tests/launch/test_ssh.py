@@ -243,6 +243,10 @@ def test_a_host_that_does_not_see_the_code_is_named(tmp_path: Path, network: Net
         (["hosts.a=1", "min_nodes=2"], "min_nodes must be 1 to 1, the number of hosts, got 2"),
         (["hosts.a=1", "master_port=70000"], "master_port must be a port, got 70000"),
         (["hosts.a=1", "heartbeat_timeout_s=2"], "heartbeat_timeout_s must be at least 5"),
+        (
+            ["hosts.a=1", "host_wait_s=1e10"],
+            "host_wait_s must be at least 0.1 and at most 1e8 seconds, got 1",
+        ),
         (["hosts.a=1", "max_restarts=-1"], "max_restarts must be 0 or more"),
     ],
 )

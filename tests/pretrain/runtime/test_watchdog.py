@@ -79,6 +79,7 @@ def test_a_suspended_job_continues() -> None:
     ("override", "message"),
     [
         ("timeouts.step_s=0", r"timeouts\.step_s must be above 0, got 0"),
+        ("timeouts.validate_s=1e10", r"timeouts\.validate_s must be at most 1e\+08, got 1"),
         ("timeouts.start_s=-1", r"timeouts\.start_s must be above 0, got -1"),
         ("timeouts.save_s=0", r"timeouts\.save_s must be above 0"),
         (
