@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kinemae.data_tools.exit_codes import EXIT_CRASHED
+from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_STUCK
 from kinemae.data_tools.overrides import ConfigError, require
 from kinemae.launch.cluster import SupervisedConfig
 from kinemae.launch.job import Job
@@ -149,7 +149,10 @@ class SshRun:
             if self._stop is not None or starts > self._cluster.max_restarts:
                 break
             log_line(self._run_dir, "the agents are lost: starting new ones on the reachable hosts")
-        raise ConfigError("the agents ended without a result; fix: see their messages above")
+        log_line(self._run_dir, "the agents have ended without a result: see their messages above")
+        code = EXIT_STUCK if self._stop is None else 128 + self._stop
+        record.end(code)
+        return code
 
     def _find_hosts(self, *, is_first: bool) -> dict[str, HostStatus] | None:
         """Query the hosts; None after a stop request, or if too few of them are left."""

@@ -32,11 +32,13 @@ def refuse_queued(run_dir: Path) -> None:
         )
 
 
-def cancel_job(job_id: str, run_dir: Path) -> str:
+def cancel_job(job_id: str | None, run_dir: Path) -> str:
     """Stop a job with a checkpoint and prevent its return; return what was done.
 
     A pending job leaves the queue. The agents of a running job are asked to stop it.
     """
+    if job_id is None:
+        raise ConfigError(f"{run_dir}: expected a job that sbatch has accepted, got none; fix: see squeue")
     if not describe_job(job_id):
         return f"job {job_id} is not in the queue"
     (run_dir / "launch" / CANCELLED).touch()  # before the request: the batch job reads it after the end

@@ -212,6 +212,16 @@ def test_the_address_of_the_first_node(
     assert slurm_address(nodes) == address
 
 
+def test_a_run_that_was_not_submitted_cannot_be_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_tools(tmp_path / "tools", monkeypatch, squeue="", scancel="-")
+    (tmp_path / "tools" / "squeue").write_text("#!/bin/sh\necho 'Invalid job id: None' >&2; exit 1\n")
+    Record(tmp_path).begin(kind="slurm")
+    assert main(["cancel", str(tmp_path)]) == 2
+    assert "expected a job that sbatch has accepted, got none" in capsys.readouterr().err
+
+
 def test_a_refused_job_is_no_job_of_the_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

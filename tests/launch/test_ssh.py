@@ -3,12 +3,13 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kinemae.launch.cluster import read_cluster
-from kinemae.launch.record import is_locked, read_record, request_stop
-from kinemae.launch.ssh import SshCluster, address_of
+from kinemae.launch.record import Record, is_locked, read_record, request_stop
+from kinemae.launch.ssh import SshCluster, SshRun, address_of
 from kinemae.launch.supervisor.hosts import HostStatus, hostname_problem, resolution_error
 from tests.launch.fake_program import (
     are_waiting,
@@ -92,6 +93,23 @@ def test_a_host_that_replaces_the_first_has_an_address_also_if_only_ssh_knows_it
     assert address_of("me@an-alias.invalid", status) == "10.0.0.7"
     assert address_of("me@localhost", status) == "localhost"
     assert address_of("an-alias.invalid", HostStatus()) == "an-alias.invalid"
+
+
+@pytest.mark.parametrize(("stop", "code"), [(None, 5), (2, 130)])
+def test_agents_that_end_without_a_result_are_no_wrong_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int | None, code: int
+) -> None:
+    monkeypatch.setattr("kinemae.launch.ssh.catch_signals", lambda received: 0)
+    job = make_job(tmp_path)
+    Record(Path(job.run_dir)).begin(kind="ssh")
+    run = SshRun(SshCluster(hosts={"a": 1}, max_restarts=0), job)
+
+    def watch(*_: Any) -> None:
+        run._stop = stop
+
+    monkeypatch.setattr(run, "_find_hosts", lambda is_first: {"a": HostStatus(port=1)})
+    monkeypatch.setattr(run, "_watch", watch)
+    assert run.run() == code and read_record(Path(job.run_dir))["code"] == code
 
 
 def test_name_resolution_matters_between_different_machines() -> None:
