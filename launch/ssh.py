@@ -186,7 +186,9 @@ class SshRun:
         hosts = {host: status for host, status in statuses.items() if host not in errors}
         problem = resolution_error(hosts, cluster.master, cluster.environment) or ""
         if problem and next(iter(hosts)) == next(iter(cluster.hosts)):
-            raise ConfigError(problem)
+            if is_first:
+                raise ConfigError(problem)
+            log_line(self._run_dir, problem)  # perhaps for a moment: the agents try for minutes
         return hosts
 
     def _watch(self, commands: Mapping[str, list[str]], hosts: Sequence[str]) -> None:

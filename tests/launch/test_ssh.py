@@ -95,6 +95,20 @@ def test_a_host_that_replaces_the_first_has_an_address_also_if_only_ssh_knows_it
     assert address_of("an-alias.invalid", HostStatus()) == "an-alias.invalid"
 
 
+def test_a_name_that_does_not_resolve_at_a_restart_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"a": HostStatus(machine="1"), "b": HostStatus(machine="2", resolve_error="Try again")}
+    monkeypatch.setattr("kinemae.launch.ssh.catch_signals", lambda received: 0)
+    monkeypatch.setattr("kinemae.launch.ssh.query_hosts", lambda commands: found)
+    job = make_job(tmp_path)
+    run = SshRun(SshCluster(hosts={"a": 1, "b": 1}), job)
+    assert run._find_hosts(is_first=False) == found
+    assert "b cannot resolve 'a'" in (Path(job.run_dir) / "logs" / "launch.log").read_text()
+    with pytest.raises(ValueError, match="b cannot resolve 'a'"):
+        run._find_hosts(is_first=True)
+
+
 @pytest.mark.parametrize(("stop", "code"), [(None, 5), (2, 130)])
 def test_agents_that_end_without_a_result_are_no_wrong_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int | None, code: int
