@@ -307,10 +307,11 @@ def start_ranks(given: argparse.Namespace, job: Job, plan: Plan, node: int) -> N
     ranks: list[Rank] = []
     failures = []
     try:
+        os.stat(task[2])  # without the file, Python ends with 2, the code of a wrong config
         for local in range(plan.processes[node]):
             rank = {"RANK": str(first + local), "LOCAL_RANK": str(local)}
             ranks.append(Rank(first + local, command, {**environment, **rank}, **about))
-    except OSError as error:  # no such interpreter on this host, or too many processes
+    except OSError as error:  # no interpreter or run folder on this host, or too many processes
         text = f"{given.host} cannot start rank {first + len(ranks)}: {error}"
         failures = [node_failure(given.host, time.time(), text)]
     return NodeRanks(ranks, stop_s=PolicyConfig(**job.policy).stop_s, failures=failures)

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from kinemae.data_tools.exit_codes import is_restartable
 from kinemae.launch.record import Record, read_record, request_stop
-from kinemae.launch.supervisor.agent import Agent, Ended, _Attempt, parse
-from kinemae.launch.supervisor.leader import Leader, NodeInfo, Superseded, Verdict
+from kinemae.launch.supervisor import agent as agent_module
+from kinemae.launch.supervisor.agent import Agent, Ended, _Attempt, parse, start_ranks
+from kinemae.launch.supervisor.leader import Leader, NodeInfo, Plan, Superseded, Verdict
 from kinemae.launch.supervisor.membership import Membership, SingleNode, TooFewNodes
 from kinemae.launch.supervisor.policy import History, NodeEnd, PolicyConfig, lost_node, node_failure
 from tests.launch.fake_program import make_job
@@ -109,6 +111,19 @@ def test_an_agent_resolves_the_host_of_the_store_once(
     joined.store.set("verdict", json.dumps(Verdict(None, ())))
     assert _Attempt(agent, joined).run() == Verdict(None, [])
     assert json.loads(joined.store.read("node/1") or "")[2] == "127.0.0.1"
+
+
+def test_a_host_that_has_lost_the_run_folder_is_no_wrong_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "__file__", str(tmp_path / "unmounted" / "agent.py"))
+    job = make_job(tmp_path, "wait=600")
+    ranks = start_ranks(parse(["job.json", "--node-slots", "1"]), job, Plan(1, [1], "127.0.0.1:1"), 0)
+    wakeup, _ = os.pipe()
+    while ranks.is_running:
+        ranks.wait(wakeup, 0.5)
+    [failure] = ranks.close().failures
+    assert is_restartable(failure["code"]) and "cannot start rank 0: [Errno 2]" in failure["message"]
 
 
 def leader_of(tmp_path: Path, *, nodes: str = "1:1", count: int = 1) -> Leader:
