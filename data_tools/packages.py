@@ -57,6 +57,8 @@ def quick_imports() -> Iterator[None]:
         yield
     finally:
         if was_on:
+            gc.freeze()
+            gc.unfreeze()  # moves all objects to the oldest generation, so that none is examined now
             gc.enable()
 
 
