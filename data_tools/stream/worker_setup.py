@@ -21,6 +21,7 @@ from kinemae.data_tools.command import log
 from kinemae.data_tools.control_groups import group_folders, text_of
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_IMPORTS = "kinemae.data_tools.stream.server_imports"
 _WORKER_MODULE = "kinemae.data_tools.stream.worker"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MAIN_LOCK = threading.Lock()
@@ -136,7 +137,8 @@ def worker_context(preload: Iterable[str]) -> BaseContext:
         sys.stderr.flush()
         os._exit(1)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(sorted({*preload, _WORKER_MODULE} - {"__main__"}))
+    modules = sorted({*preload, _WORKER_MODULE} - {"__main__"})
+    context.set_forkserver_preload([f"{_IMPORTS}_begin", *modules, f"{_IMPORTS}_end"])
     return context
 
 

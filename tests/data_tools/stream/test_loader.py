@@ -1,5 +1,6 @@
 """Batches: a function of the seed and the clip's position, for any workers."""
 
+import gc
 import os
 import pickle
 import shutil
@@ -54,6 +55,7 @@ def process_state(luma_THW, clip_index):
     return {
         "blocked": torch.tensor(int(blocked.split()[1], 16)),
         "threads": torch.tensor(torch.get_num_threads()),
+        "collects": torch.tensor([gc.isenabled(), gc.get_freeze_count() > 100_000]),
     }
 
 
@@ -336,7 +338,7 @@ def test_an_error_in_a_worker_reaches_the_main_process(synth_shards):
         load(clips, plan_batch(4, 4, 1, 2), last_step=1, workers=1)
 
 
-def test_workers_block_stop_signals_and_use_one_thread(synth_shards):
+def test_workers_block_stop_signals_use_one_thread_and_collect_garbage(synth_shards):
     clips = clips_of(synth_shards / "train", annotate=process_state)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     [batch] = load(clips, plan_batch(2, 2, 1, 2), last_step=1, workers=1)
@@ -344,6 +346,7 @@ def test_workers_block_stop_signals_and_use_one_thread(synth_shards):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         assert blocked & 1 << (number - 1)
     assert batch.tokens["threads"][0] == 1
+    assert batch.tokens["collects"].all()
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
