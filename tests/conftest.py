@@ -33,11 +33,6 @@ REPO = Path(__file__).resolve().parents[1]
 QUICK = RetryPolicy(attempts=2, idle_s=10.0, total_s=20.0, pause_s=0.01)  # time for a busy machine
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than the cores: tests of launchers wait most of their time."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "TEST_CASES" in os.environ:
         keep_few_cases(config, items, int(os.environ["TEST_CASES"]))
