@@ -92,10 +92,11 @@ def measure_cost(config: PretrainConfig, machine: Machine | None = None) -> dict
     """
     build, split = _parts(config)
     step = _most_expensive_step(config, split)
+    clips_of = partial(_clips, config, split, step * config.batch.global_clips)
+    visible, target_count = split.counts(step)
     with torch.device("meta"):
         model = build()
-    visible, target_count = split.counts(step)
-    cost, clips_of = memory_cost(config), partial(black_clips, config)
+    cost = _memory_cost(config, model, build, clips_of)
     parameters, iterations = cost["parameters"], _iteration_flops(build, config.optim)
     flops = _flops(build, clips_of(1), parameters, iterations)
     of_machine = {} if machine is None else on_machine(cost, machine)
@@ -124,22 +125,33 @@ def memory_cost(config: PretrainConfig) -> dict[str, Any]:
     build, _ = _parts(config)
     with torch.device("meta"):
         model = build()
+    return _memory_cost(config, model, build, black_clips(config))
+
+
+def _memory_cost(
+    config: PretrainConfig,
+    model: MaskedAutoencoder,
+    build: Callable[[], MaskedAutoencoder],
+    clips_of: Callable[[int], ClipBatch],
+) -> dict[str, Any]:
+    """See `memory_cost`; `model` is on the meta device."""
     return {
         "run": _run(config),
         "parameters": parameter_counts(model, has_average=config.ema.decay > 0),
         **trace_memory(
             build,
-            partial(black_clips, config),
+            clips_of,
             is_bf16=_precision(config) == "bf16",
             residual_dtype=_residual_dtype(config),
         ),
     }
 
 
-def black_clips(config: PretrainConfig, count: int) -> ClipBatch:
-    """Black clips with the tokens of the most expensive of the first steps."""
-    split = _parts(config)[1]
-    return _clips(config, split, _most_expensive_step(config, split) * config.batch.global_clips, count)
+def black_clips(config: PretrainConfig) -> Callable[[int], ClipBatch]:
+    """The function that makes a number of black clips, with the tokens of the most expensive first step."""
+    _, split = _parts(config)
+    step = _most_expensive_step(config, split)
+    return partial(_clips, config, split, step * config.batch.global_clips)
 
 
 def _most_expensive_step(config: PretrainConfig, split: TokenSelection) -> int:

@@ -225,7 +225,7 @@ def _auto_micro_batch(config: PretrainConfig, processes: Processes) -> AutoMicro
         measure=partial(memory_cost, here),
         divide=lambda limit: plan_batch(clips, limit, processes.world, views),
         smallest=views,
-        clips=partial(black_clips, here),
+        clips=black_clips(here),
         processes=processes,
     )
 
@@ -275,7 +275,7 @@ def run_pretraining(plan: Plan) -> Plan:
     return replace(plan, batch=trainer.plan)
 
 
-@quick_imports()
+@quick_imports()  # counting FLOPs imports torch._dynamo
 def make_trainer(plan: Plan) -> Trainer:
     """Create the training loop."""
     config, clips = plan.config, training_clips(plan, plan.split)

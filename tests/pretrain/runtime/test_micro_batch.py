@@ -196,7 +196,7 @@ def test_a_trial_changes_nothing(small_config: Callable[..., PretrainConfig]) ->
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    assert fits(module, black_clips(config, 2), CPU, reserved=1000, is_bf16=False)
+    assert fits(module, black_clips(config)(2), CPU, reserved=1000, is_bf16=False)
     assert torch.equal(torch.rand(1), expected) and not module.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(weight.grad is None for weight in module.parameters())
