@@ -171,6 +171,18 @@ def flock(descriptor: int, operation: int) -> bool:
     return True
 
 
+def names_in(folder: Path) -> list[str]:
+    """Names of the entries of a folder; empty if there is none. `Path.glob` hides an unreadable folder too.
+
+    Raises:
+        OSError: the folder exists and cannot be read.
+    """
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
 def commit_of_code() -> str | None:
     """The git commit of the running code; None outside a checkout, such as an environment in a repository."""
     root = Path(__file__).resolve().parents[1]

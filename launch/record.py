@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from kinemae.data_tools.files import atomic_write_text, flock, read_json
+from kinemae.data_tools.files import atomic_write_text, flock, names_in, read_json
 from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.job import LAUNCH_FOLDER
 from kinemae.launch.supervisor.rank import log_line
@@ -174,9 +174,7 @@ def take_stop_request(run_dir: Path) -> int | None:
 
 def saved_steps(run_dir: Path) -> list[int]:
     """The steps of the complete checkpoints, oldest first."""
-    names: list[str] = []
-    with suppress(FileNotFoundError):  # `glob` would treat an unreadable folder as empty
-        names = os.listdir(run_dir / "checkpoints")
+    names = names_in(run_dir / "checkpoints")
     found = [int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name))]
     in_store = run_dir / _SAVED_STEPS
     return sorted([*found, *(read_json(in_store) if in_store.exists() else [])])

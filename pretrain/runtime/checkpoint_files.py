@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from kinemae.data_tools.command import CheckpointError, log
-from kinemae.data_tools.files import fsync_path
+from kinemae.data_tools.files import fsync_path, names_in
 from kinemae.data_tools.storage.location import Location
 from kinemae.pretrain.runtime.file_retries import retry
 from kinemae.pretrain.runtime.tensor_shards import ShardRange
@@ -273,12 +273,9 @@ def list_checkpoints(checkpoints: Path) -> dict[int, Path]:
 
 
 def _entries(checkpoints: Path, *endings: str) -> list[Path]:
-    """List the folder. `glob` is not used, because it treats an unreadable folder as empty."""
-    try:
-        names = os.listdir(checkpoints)
-    except FileNotFoundError:
-        return []
-    return [checkpoints / name for name in sorted(names) if not endings or name.endswith(endings)]
+    """List the folder."""
+    names = sorted(names_in(checkpoints))
+    return [checkpoints / name for name in names if not endings or name.endswith(endings)]
 
 
 def remove_leftovers(checkpoints: Path) -> None:

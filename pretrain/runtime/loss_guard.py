@@ -9,17 +9,15 @@ and on the checkpoint; so a run that is killed meanwhile decides the same again.
 import fnmatch
 import json
 import math
-import os
 from collections import deque
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
 from kinemae.data_tools.command import log
-from kinemae.data_tools.files import atomic_write_text, read_json
+from kinemae.data_tools.files import atomic_write_text, names_in, read_json
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.data_tools.stream.training_clips import RunClips
 from kinemae.pretrain.runtime.checkpoint import RunState
@@ -151,10 +149,7 @@ class IncidentLog:
         Raises:
             OSError: the folder exists and cannot be read.
         """
-        names: list[str] = []
-        with suppress(FileNotFoundError):  # `glob` would treat an unreadable folder as empty
-            names = os.listdir(self._folder)
-        for name in sorted(fnmatch.filter(names, "step-*.json")):
+        for name in sorted(fnmatch.filter(names_in(self._folder), "step-*.json")):
             new = set(read_json(self._folder / name)["omitted"]) - set(state.omitted)
             if new:
                 omitted = sorted(new | set(state.omitted))

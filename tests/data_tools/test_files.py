@@ -15,6 +15,7 @@ from kinemae.data_tools.files import (
     Descriptor,
     atomic_write_text,
     commit_of_code,
+    names_in,
     open_regular,
     read_at,
     read_blocks,
@@ -177,3 +178,11 @@ def test_the_content_is_on_the_disk_before_the_new_name(
     monkeypatch.setattr(os, "fsync", watched_fsync)
     atomic_write_text(tmp_path / "file", "new")
     assert synced == ["file.partial"] and (tmp_path / "file").read_text() == "new"
+
+
+def test_a_folder_that_is_absent_has_no_names_and_one_that_cannot_be_read_is_an_error(tmp_path):
+    (tmp_path / "a").touch()
+    assert names_in(tmp_path) == ["a"]
+    assert names_in(tmp_path / "absent") == []
+    with pytest.raises(NotADirectoryError):
+        names_in(tmp_path / "a")
