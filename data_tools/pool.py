@@ -37,8 +37,8 @@ from kinemae.data_tools.packages import require_packages
 from kinemae.data_tools.stream.worker import picklable
 from kinemae.data_tools.stream.worker_setup import (
     block_stop_signals,
+    ensure_server,
     exit_with_parent,
-    stop_signals_blocked,
     worker_context,
 )
 
@@ -285,8 +285,7 @@ class _Worker:
         self.process = context.Process(  # type: ignore[attr-defined]
             target=_run_worker, args=(remote_end, self._heartbeats), daemon=True, name="kinemae-pool"
         )
-        with stop_signals_blocked():
-            forkserver.ensure_running()  # workers inherit its blocked signals
+        ensure_server()
         self.process.start()  # signals are unblocked: the server may import for minutes from a slow disk
         remote_end.close()
 

@@ -308,7 +308,7 @@ def _data_inputs(config: FinetuneConfig, data: DataSets) -> list[Input]:
     return inputs
 
 
-@quick_imports()
+@quick_imports()  # counting FLOPs imports torch._dynamo
 def training(prepared: PreparedRun) -> Trainer:
     """Create the training loop."""
     config = prepared.config

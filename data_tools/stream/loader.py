@@ -25,7 +25,7 @@ from kinemae.data_tools.stream.streamed_clips import StreamedClips
 from kinemae.data_tools.stream.training_clips import Annotate, RunClips, TrainingClips
 from kinemae.data_tools.stream.worker import ItemReader, SequentialReader
 from kinemae.data_tools.stream.worker_pool import Prefetcher, WorkerPool
-from kinemae.data_tools.stream.worker_setup import start_worker_server
+from kinemae.data_tools.stream.worker_setup import ensure_server, worker_context
 
 __all__ = [
     "Annotate", "AugmentConfig", "ClipConfig", "EvaluationItem", "SlidingClips", "TrainingClips",
@@ -82,7 +82,8 @@ def training_loader(  # noqa: PLR0913 - coordinates of the run, all by name
 def prepare_training_loader(clips: RunClips[Any], *, workers: int) -> None:
     """Let the server of a `training_loader`'s workers import its modules, while this process continues."""
     if workers:
-        start_worker_server(_modules(clips))
+        worker_context(_modules(clips))
+        ensure_server()
 
 
 def _modules(clips: RunClips[Any]) -> list[str]:

@@ -142,9 +142,11 @@ def worker_context(preload: Iterable[str]) -> BaseContext:
     return context
 
 
-def start_worker_server(preload: Iterable[str]) -> None:
-    """Start the server process of `worker_context`, which imports while this process does other work."""
-    worker_context(preload)
+def ensure_server() -> None:
+    """Start the server process of a `worker_context` if it does not run; it imports on its own meanwhile.
+
+    Workers inherit its blocked signals.
+    """
     with stop_signals_blocked():
         forkserver.ensure_running()
 

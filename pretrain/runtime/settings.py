@@ -13,6 +13,7 @@ from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.stream.loader import READ_AHEAD, AugmentConfig
 
+_CLIPS_PER_DEVICE = 64
 _LONGEST_TIMEOUT_S = 1e8  # three years; clocks of the system overflow at larger ones
 _MOST_TRACED = 100  # steps of a trace; larger ones cannot be opened
 
@@ -92,7 +93,7 @@ class BatchConfig:
     """
 
     global_clips: int = 256
-    clips_per_device: int | Literal["auto"] = 64
+    clips_per_device: int | Literal["auto"] = _CLIPS_PER_DEVICE
 
     def __post_init__(self) -> None:
         require(self.global_clips >= 1, "batch.global_clips", "be at least 1", self.global_clips)
@@ -113,7 +114,7 @@ class BatchConfig:
     @property
     def fixed_clips(self) -> int:
         """`clips_per_device`; with `auto` its default, where no memory is measured: costs and scores."""
-        return 64 if self.clips_per_device == "auto" else self.clips_per_device
+        return self.limit or _CLIPS_PER_DEVICE
 
 
 @dataclass(frozen=True, kw_only=True)
