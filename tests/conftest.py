@@ -72,7 +72,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def process_as_new() -> Iterator[None]:
-    """Restore state that commands change: logging, and `linear`, which DeepSpeed replaces at ZeRO 3."""
+    """Restore state that commands change: logging, and `linear`, which DeepSpeed replaces at ZeRO 3.
+
+    Random numbers of torch do not depend on the tests that the process ran before.
+    """
+    torch.manual_seed(SEED)
     log.handlers[:], log.propagate = [], True
     linear = torch.nn.functional.linear
     yield

@@ -34,6 +34,7 @@ def window_of(model):
 
 @pytest.mark.parametrize("case", PRUNINGS)
 def test_the_kept_tokens_are_those_that_the_model_encodes(tmp_path, case):
+    torch.manual_seed(1)  # with some seeds, all tokens are above the learned threshold
     pruning = Component(name=case.split()[0], args=PRUNINGS[case])
     saved(tmp_path, token_reduction=TokenReduction(pruning=pruning))
     model = kinemae.load(tmp_path)

@@ -95,6 +95,17 @@ def test_tables_can_be_sorted_and_clips_stopped(page: Path, tmp_path: Path) -> N
     assert {attribute(result.stdout, "playing"), attribute(result.stdout, "stopped")} == {"not all", "all"}
 
 
+def test_the_mark_at_the_end_of_a_chart_has_one_line(page: Path, tmp_path: Path) -> None:
+    move = """<script>
+    const mark = document.querySelector(".mark");
+    mark.classList.add("before"); mark.style.left = "100%";
+    document.documentElement.dataset.heights = mark.offsetHeight + " " + mark.getClientRects().length;
+    </script>"""
+    result = browse(without_policy(page, tmp_path, move), tmp_path, "--dump-dom")
+    height, boxes = (int(number) for number in attribute(result.stdout, "heights").split())
+    assert boxes == 1 and 8 < height < 24
+
+
 def test_every_clip_is_shown_and_nothing_is_wider_than_a_phone(any_page: Path, tmp_path: Path) -> None:
     page = without_policy(any_page, tmp_path, MEASURE)
     result = browse(page, tmp_path, "--window-size=500,900", "--dump-dom")
