@@ -231,17 +231,18 @@ def fill_checkpoint_disk(scene: Scene, chance: random.Random) -> None:
 def fill_log_disk(scene: Scene, chance: random.Random) -> None:
     """No disk space for metrics, sample keys, TensorBoard and logs, for two checkpoint intervals."""
     assert scene.disk is not None
-    before, saves = scene.metrics_step(), scene.committed()
+    before, saves = scene.metrics_step(), dict(scene.committed())
     scene.disk.fill()
     try:
         scene.wait_for(
             "two checkpoints while the logs' disk is full",
-            lambda: len(set(scene.committed()) - set(saves)) >= 2,
+            lambda: len(dict(scene.committed()).keys() - saves.keys()) >= 2,
             while_it_runs=True,
         )
     finally:
         scene.disk.free()
-    freed = scene.newest_intact()
+    # Lines that fit into the last block of the file were written while the disk was full.
+    freed = max(scene.newest_intact(), scene.metrics_step())
     scene.wait_for(
         "metrics after the logs' disk was freed", lambda: scene.metrics_step() > freed, while_it_runs=True
     )
