@@ -326,7 +326,7 @@ def training(prepared: PreparedRun) -> Trainer:
         order=prepared.order,
         videos_per_step=prepared.plan.global_clips // config.data.views_per_video,
     )
-    prepare_training_loader(clips, workers=config.data.num_workers)
+    prepare_training_loader(clips.annotate, workers=config.data.num_workers)
     flops = _step_flops(prepared, clip)  # before blocks are set up: repeated FLOPs do not count
     compiled = set_up_model(prepared.model, config.engine, prepared.processes, _block_settings(config))
     assert config.optim.layer_decay is not None, "prepare sets it"

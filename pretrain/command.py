@@ -19,7 +19,7 @@ from kinemae.pretrain.training import Plan, make_plan, run_pretraining
 def run_pretrain(arguments: argparse.Namespace) -> None:
     """Train, or with `--dry-run` print the plan of the training."""
     config = load_config(PretrainConfig, arguments.config, arguments.overrides)
-    plan = make_plan(config)
+    plan = make_plan(config, prepares_loader=not arguments.dry_run)
     if arguments.dry_run:
         text = to_json_lines(plan.with_micro_batch(must_fit=False).summary())
         sys.stdout.write(text if arguments.json else f"{to_yaml(config)}\n{text}")
@@ -42,7 +42,8 @@ def pretrain(config: str | Path | Mapping[str, Any], **settings: Any) -> dict[st
     Raises:
         ValueError, DataError, CheckpointError, Diverged, Stopped: the errors of the command.
     """
-    plan = _train(make_plan(call_config(PretrainConfig, "pretrain", config, settings).config))
+    found = call_config(PretrainConfig, "pretrain", config, settings).config
+    plan = _train(make_plan(found, prepares_loader=True))
     run_dir = Path(plan.config.run_dir)
     metrics = list(read_jsonl(run_dir / "metrics.jsonl"))
     return {**plan.summary(), "encoder": str(run_dir / ENCODER_FOLDER), "metrics": metrics[-1]}

@@ -143,11 +143,12 @@ class Plan:
         return round(videos / len(self.index), 2)
 
 
-def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
-    """Resolve and check a config. Starts nothing and writes nothing.
+def make_plan(config: PretrainConfig, *, is_run: bool = True, prepares_loader: bool = False) -> Plan:
+    """Resolve and check a config. Writes nothing.
 
     Args:
         is_run: whether to check the run folder and the number of videos.
+        prepares_loader: start the server of the loader's workers, which imports while the data are opened.
 
     Raises:
         ValueError: the config cannot be run; the message names the key.
@@ -161,6 +162,9 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     components = build_components(config, grid)
     batch = _plan_batch(config, processes.world, is_compared=components.target.uses_global_batch)
     order = build_order(config.data.order)
+    split = token_selection(config, grid, components)
+    if prepares_loader:
+        prepare_training_loader(split, workers=config.data.num_workers)
     index, run_dir = _open_data(config, processes), Path(config.run_dir)
     sample_order(order, index, batch.global_clips // config.data.views_per_video)  # type: ignore[arg-type]
     inputs = _inputs(config, index) if is_run else []
@@ -182,7 +186,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
         index=index,
         batch=batch,
         order=order,
-        split=token_selection(config, grid, components),
+        split=split,
         model=_build_model(config, grid, components, is_first=processes.is_first),
         probe=probe,
         continues=continues,
@@ -279,7 +283,6 @@ def run_pretraining(plan: Plan) -> Plan:
 def make_trainer(plan: Plan) -> Trainer:
     """Create the training loop."""
     config, clips = plan.config, training_clips(plan, plan.split)
-    prepare_training_loader(clips, workers=config.data.num_workers)
     compiled = set_up_model(plan.model, config.engine, plan.processes, block_settings(config))
     return Trainer(
         module=with_average(plan.model, config.ema, steps=config.steps),

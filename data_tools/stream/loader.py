@@ -70,7 +70,12 @@ def training_loader(  # noqa: PLR0913 - coordinates of the run, all by name
         kind, read_ahead = _StreamedMicroBatches, 0
     micro_batches = kind(clips, plan, rank, first_step, last_step)
     batches = read_items(
-        micro_batches, workers, timeout_s, preload=_modules(clips), on_outage=on_outage, read_ahead=read_ahead
+        micro_batches,
+        workers,
+        timeout_s,
+        preload=_modules(clips.annotate),
+        on_outage=on_outage,
+        read_ahead=read_ahead,
     )
     if not (pin and torch.cuda.is_available()):
         return batches
@@ -79,16 +84,20 @@ def training_loader(  # noqa: PLR0913 - coordinates of the run, all by name
     return map(ClipBatch.pin_memory, batches)
 
 
-def prepare_training_loader(clips: RunClips[Any], *, workers: int) -> None:
-    """Let the server of a `training_loader`'s workers import its modules, while this process continues."""
+def prepare_training_loader(annotate: Annotate | None, *, workers: int) -> None:
+    """Let the server of a `training_loader`'s workers import its modules, while this process continues.
+
+    Args:
+        annotate: of the clips.
+    """
     if workers:
-        worker_context(_modules(clips))
+        worker_context(_modules(annotate))
         ensure_server()
 
 
-def _modules(clips: RunClips[Any]) -> list[str]:
+def _modules(annotate: Annotate | None) -> list[str]:
     """The modules that the workers need."""
-    return [__name__, __name__ if clips.annotate is None else clips.annotate.__module__]
+    return [__name__, __name__ if annotate is None else annotate.__module__]
 
 
 def samples_in_progress(items: Iterator[Item]) -> list[str]:

@@ -289,9 +289,9 @@ from tests.data_tools.stream.test_loader import clips_of, load, plan_batch
 
 if __name__ == "__main__":
     clips, server = clips_of({folder!r}), forkserver._forkserver
-    prepare_training_loader(clips, workers=0)
+    prepare_training_loader(clips.annotate, workers=0)
     assert server._forkserver_pid is None
-    prepare_training_loader(clips, workers=1)
+    prepare_training_loader(clips.annotate, workers=1)
     prepared = server._forkserver_pid
     status = Path(f"/proc/{{prepared}}/status").read_text().split()
     blocked = int(status[status.index("SigBlk:") + 1], 16)

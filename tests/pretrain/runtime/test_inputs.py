@@ -49,6 +49,22 @@ def test_a_run_continues_with_moved_data_and_another_spelling_of_the_path(
         make_plan(small_config(f"data.shards={tmp_path / 'elsewhere'}", "seed=4"))
 
 
+def test_the_loader_is_prepared_before_the_data_are_opened(
+    small_config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[int] = []
+    monkeypatch.setattr(
+        "kinemae.pretrain.training.prepare_training_loader", lambda split, workers: prepared.append(workers)
+    )
+    config = small_config(f"data.shards={tmp_path / 'absent'}", "data.num_workers=2")
+    with pytest.raises(DataError, match="absent"):
+        make_plan(config)
+    assert prepared == []
+    with pytest.raises(DataError, match="absent"):
+        make_plan(config, prepares_loader=True)
+    assert prepared == [2]
+
+
 def test_other_data_is_refused_at_any_path(small_config: Build, data: Path, synth_shards: Path) -> None:
     begin(small_config(f"data.shards={data}"))
     with pytest.raises(ValueError, match=r"\(data\.shards: run .*data', config .*train'\)"):
