@@ -9,6 +9,7 @@ from typing import Any
 from kinemae.data_tools.call_config import call_config, restored_environment
 from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.files import read_jsonl, to_json_lines
+from kinemae.data_tools.stream.worker_setup import server_ended_on_error
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.folder_kinds import ENCODER_FOLDER
 from kinemae.pretrain.runtime.abort import abort_on_error
@@ -19,7 +20,8 @@ from kinemae.pretrain.training import Plan, make_plan, run_pretraining
 def run_pretrain(arguments: argparse.Namespace) -> None:
     """Train, or with `--dry-run` print the plan of the training."""
     config = load_config(PretrainConfig, arguments.config, arguments.overrides)
-    plan = make_plan(config, prepares_loader=not arguments.dry_run)
+    with server_ended_on_error():
+        plan = make_plan(config, prepares_loader=not arguments.dry_run)
     if arguments.dry_run:
         text = to_json_lines(plan.with_micro_batch(must_fit=False).summary())
         sys.stdout.write(text if arguments.json else f"{to_yaml(config)}\n{text}")

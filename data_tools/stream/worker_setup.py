@@ -9,7 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
@@ -149,6 +149,22 @@ def ensure_server() -> None:
     """
     with stop_signals_blocked():
         forkserver.ensure_running()
+
+
+@contextmanager
+def server_ended_on_error() -> Iterator[None]:
+    """End the server of `ensure_server` if the block fails, also during its imports.
+
+    The server holds this process's output, and whoever reads it would wait for the imports. No workers may
+    run.
+    """
+    try:
+        yield
+    except BaseException:
+        if server := forkserver._forkserver._forkserver_pid:  # type: ignore[attr-defined]
+            with suppress(ProcessLookupError):
+                os.kill(server, signal.SIGKILL)
+        raise
 
 
 @contextmanager

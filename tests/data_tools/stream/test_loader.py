@@ -280,6 +280,29 @@ if __name__ == "__main__":
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "64\n", "")
 
 
+FAILED = """
+import os
+from multiprocessing import forkserver
+from kinemae.data_tools.stream.loader import prepare_training_loader
+from kinemae.data_tools.stream.worker_setup import server_ended_on_error
+
+if __name__ == "__main__":
+    try:
+        with server_ended_on_error():
+            prepare_training_loader(None, workers=1)
+            raise ValueError
+    except ValueError:
+        print(os.waitstatus_to_exitcode(os.waitpid(forkserver._forkserver._forkserver_pid, 0)[1]))
+"""
+
+
+def test_the_server_ends_with_a_failure_before_its_workers_start(tmp_path):
+    script = tmp_path / "failed.py"
+    script.write_text(FAILED)
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "-9\n", "")
+
+
 PREPARED = """
 import signal
 from multiprocessing import forkserver
