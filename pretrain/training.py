@@ -176,10 +176,6 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True, prepares_loader: b
         _check_enough(index, config)
     if isinstance(index, SeveralSets):  # moved data sets keep their place in the order of clips
         index = index.renamed(original_places(run_dir, inputs))
-    data = config.data
-    probe = open_probe(
-        config.monitor, config.clip, data.cache, check_shards=processes.is_first, outage_s=data.outage_s
-    )
     return Plan(
         config=config,
         processes=processes,
@@ -188,9 +184,16 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True, prepares_loader: b
         order=order,
         split=split,
         model=_build_model(config, grid, components, is_first=processes.is_first),
-        probe=probe,
+        probe=_open_probe(config, processes),
         continues=continues,
         inputs=tuple(inputs),
+    )
+
+
+def _open_probe(config: PretrainConfig, processes: Processes) -> KnnProbe | None:
+    data = config.data
+    return open_probe(
+        config.monitor, config.clip, data.cache, check_shards=processes.is_first, outage_s=data.outage_s
     )
 
 

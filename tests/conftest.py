@@ -1,6 +1,7 @@
 """Shared fixtures: the repository, real videos, small shards, an S3 server."""
 
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -74,10 +75,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def process_as_new() -> Iterator[None]:
     """Restore state that commands change: logging, and `linear`, which DeepSpeed replaces at ZeRO 3.
 
-    Random numbers of torch do not depend on the tests that the process ran before.
+    Random numbers of torch and the level of the log do not depend on the tests that the process ran before.
     """
     torch.manual_seed(SEED)
     log.handlers[:], log.propagate = [], True
+    log.setLevel(logging.INFO)  # as commands do
     linear = torch.nn.functional.linear
     yield
     torch.nn.functional.linear = linear

@@ -155,8 +155,8 @@ def ensure_server() -> None:
 def server_ended_on_error() -> Iterator[None]:
     """End the server of `ensure_server` if the block fails, also during its imports.
 
-    The server holds this process's output, and whoever reads it would wait for the imports. No workers may
-    run.
+    The server has the output of this process open: a program that reads it would wait for the imports. No
+    workers may run.
     """
     try:
         yield
